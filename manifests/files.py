@@ -1,0 +1,118 @@
+"""Files that appear whole or not at all, and where each thing lies under a manifests root.
+
+Everything that writes under MANIFESTS/ or RUN/ goes through `atomic_path`: written beside, flushed, fsynced, renamed.
+Concurrent writers of one file leave one of the versions, never a mixture.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import unicodedata
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests.errors import ManifestError
+from manifests.schema import TILE_SCHEMA, Manifest, SlideRecord
+
+_METADATA_KEY = b"slidegrad"
+_MAX_NAME_BYTES = 120
+
+
+@contextlib.contextmanager
+def atomic_path(final: Path, *, mode: int | None = None) -> Iterator[Path]:
+    """Yields a path beside `final` to write to; renames it to `final` on success, removes it on any error.
+
+    Args:
+        final: where the file shall appear; its folder is made.
+        mode: permission bits, set before the file gets its name.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    # Leading dot and trailing .tmp: no listing by suffix takes a half-written file for a whole one.
+    partial = final.with_name(f".{final.name[:80]}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield partial
+        if mode is not None:
+            partial.chmod(mode)
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(final)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(final: Path, text: str) -> None:
+    """Writes a whole text file atomically."""
+    with atomic_path(final) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def disk_name(slide_id: str) -> str:
+    """The slide id as a file stem: `[A-Za-z0-9._-]`, at most 120 bytes, a hash appended wherever anything was changed."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", unicodedata.normalize("NFC", slide_id))
+    if name == slide_id and len(name) <= _MAX_NAME_BYTES and not name.startswith("."):
+        return name
+    return f"{name.lstrip('.')[: _MAX_NAME_BYTES - 13]}-{hashlib.blake2b(slide_id.encode(), digest_size=6).hexdigest()}"
+
+
+def _sharded(root: Path, folder: str, slide_id: str, suffix: str) -> Path:
+    shard = hashlib.blake2b(slide_id.encode()).hexdigest()[:2]
+    return root / folder / shard / f"{disk_name(slide_id)}{suffix}"
+
+
+def tiles_path(root: Path, slide_id: str) -> Path:
+    """Where a slide's manifest lies."""
+    return _sharded(root, "tiles", slide_id, ".parquet")
+
+
+def mask_path(root: Path, slide_id: str) -> Path:
+    """Where a slide's tissue mask and thumbnail lie."""
+    return _sharded(root, "masks", slide_id, ".zarr.zip")
+
+
+def write_manifest(file: Path, manifest: Manifest, config_json: str = "{}") -> None:
+    """Writes one manifest atomically.
+
+    Args:
+        file: see `tiles_path`.
+        manifest: the slide's record and tiles; failed and empty slides have zero tiles.
+        config_json: the resolved tiler config, kept beside the record.
+    """
+    record = manifest.slide.to_json()[:-1] + f', "tiler": {config_json}}}'
+    table = manifest.to_table().replace_schema_metadata({_METADATA_KEY: record.encode()})
+    with atomic_path(file) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def read_manifest(file: Path | str) -> Manifest:
+    """Reads one manifest.
+
+    Raises:
+        ManifestError: no such file, a torn file, or another schema.
+    """
+    table = _guarded(Path(file), pq.read_table)
+    record = SlideRecord.from_json(table.schema.metadata.get(_METADATA_KEY, b""), str(file))
+    return Manifest.from_table(record, table)
+
+
+def read_record(file: Path | str) -> SlideRecord:
+    """Reads only a manifest's record, from the footer; raises as `read_manifest`."""
+    schema = _guarded(Path(file), pq.read_schema)
+    return SlideRecord.from_json((schema.metadata or {}).get(_METADATA_KEY, b""), str(file))
+
+
+def _guarded(file: Path, read: object) -> pa.Table:
+    try:
+        found = read(file)  # type: ignore[operator]
+    except FileNotFoundError:
+        raise ManifestError(f"{file}: no such manifest") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{file}: not a readable manifest ({error})") from None
+    schema = found.schema if isinstance(found, pa.Table) else found
+    if not schema.remove_metadata().equals(TILE_SCHEMA):
+        raise ManifestError(f"{file}: columns {schema.names}, expected {TILE_SCHEMA.names}")
+    return found

@@ -1,0 +1,94 @@
+"""Which tiles of a slide a step uses: a pure function of (seed, epoch, slide_id), never of the number of ranks.
+
+The algorithm is written down in SPEC.md with golden vectors, so that it can be re-implemented elsewhere and outlives
+any random generator of numpy. Changing a single output is a new schema version.
+"""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.errors import ManifestError
+
+_NUM_ROUNDS = 8
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def sample_tiles(n: int, *, k: int, seed: int, epoch: int, slide_id: str) -> NDArray[np.int64]:
+    """Draws `k` of a slide's `n` tiles.
+
+    Draw i is position i mod n of a pseudo-random permutation of the rows, number i // n. So k <= n draws distinct
+    rows, k > n repeats rows (with replacement, as evenly as possible: counts differ by at most one), and the draws of
+    a smaller k are the first draws of a larger one. Time and memory are O(k), whatever n is.
+
+    Args:
+        n: tiles of the slide.
+        k: tiles to draw.
+        seed: the run's seed.
+        epoch: the epoch, from 0.
+        slide_id: the slide.
+
+    Returns:
+        Row numbers, int64, ascending, length k.
+
+    Raises:
+        ManifestError: n is 0, or k is below 1.
+
+    Source: balanced Feistel network with cycle walking (Black and Rogaway, Ciphers with arbitrary finite domains,
+    2002), round function SplitMix64's finaliser (Steele, Lea, Flood, 2014), keys from BLAKE2b (RFC 7693).
+    """
+    if n < 1:
+        raise ManifestError(f"slide {slide_id}: no tiles to sample from")
+    if k < 1:
+        raise ManifestError(f"slide {slide_id}: k is {k}, expected at least 1")
+    cycles = [
+        _permute(np.arange(min(n, k - start), dtype=np.uint64), n, _round_keys(seed, epoch, slide_id, cycle))
+        for cycle, start in enumerate(range(0, k, n))
+    ]
+    return np.sort(np.concatenate(cycles)).astype(np.int64)
+
+
+def shard(rows: NDArray[np.int64], *, part: int, num_parts: int) -> NDArray[np.int64]:
+    """Contiguous piece `part` of `num_parts`; sizes differ by at most one, and the pieces in order are `rows`.
+
+    Parts are encoder shards (virtual ranks), not torch ranks.
+
+    Raises:
+        ManifestError: part is not in [0, num_parts).
+    """
+    if not 0 <= part < num_parts:
+        raise ManifestError(f"part {part} of {num_parts}: expected 0 <= part < num_parts")
+    return rows[part * len(rows) // num_parts : (part + 1) * len(rows) // num_parts]
+
+
+def _round_keys(seed: int, epoch: int, slide_id: str, cycle: int) -> NDArray[np.uint64]:
+    """One uint64 key per Feistel round: a 64-byte BLAKE2b digest, little-endian."""
+    text = f"slidegrad-sample-1\x00{seed}\x00{epoch}\x00{slide_id}\x00{cycle}"
+    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8 * _NUM_ROUNDS).digest(), dtype="<u8")
+
+
+def _permute(values: NDArray[np.uint64], n: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Image of `values` (all < n) under the keyed permutation of [0, n)."""
+    half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
+    out = _feistel(values, half_bits, keys)
+    while (outside := out >= n).any():  # The domain 4^half_bits is below 4n: fewer than 4 walks on average.
+        out[outside] = _feistel(out[outside], half_bits, keys)
+    return out
+
+
+def _feistel(values: NDArray[np.uint64], half_bits: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = values >> shift, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right + key) & mask)
+    return (left << shift) | right
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = z + _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * _MIX_1
+    z = (z ^ (z >> np.uint64(27))) * _MIX_2
+    return z ^ (z >> np.uint64(31))

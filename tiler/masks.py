@@ -1,0 +1,77 @@
+"""The thumbnail and the tissue mask of a slide: read from the pyramid, kept as a small zarr store."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from manifests.files import atomic_path
+from tiler.errors import TilerError
+from tiler.slide import Slide
+
+THUMBNAIL_MPP = 8.0
+"""Finest scale of thumbnails and masks, microns per px: a 224-px tile at 0.5 mpp is 14 px wide."""
+_MAX_SIDE_PX = 8192
+_STRIP_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class MaskRecord:
+    """`thumbnail` RGB (h, w, 3) and `tissue` (h, w), `mpp` microns per px of both."""
+
+    thumbnail: NDArray[np.uint8]
+    tissue: NDArray[np.bool_]
+    mpp: float
+
+
+def read_thumbnail(slide: Slide, mpp_l0: float) -> tuple[NDArray[np.uint8], float]:
+    """A picture of the whole slide at about `THUMBNAIL_MPP`, from the coarsest level that is fine enough.
+
+    Read in strips, so that a slide with one level only needs no more memory than one with many.
+
+    Returns:
+        RGB (h, w, 3) and its microns per px.
+    """
+    fine = [i for i, lv in enumerate(slide.levels) if mpp_l0 * lv.downsample <= THUMBNAIL_MPP * 1.01]
+    index = max(fine, default=0, key=lambda i: slide.levels[i].downsample)
+    level = slide.levels[index]
+    mpp = mpp_l0 * level.downsample
+    factor = max(1, round(THUMBNAIL_MPP / mpp), -(-max(level.width, level.height) // _MAX_SIDE_PX))
+    strip_h = max(1, _STRIP_BYTES // (3 * level.width * factor)) * factor
+    strips = []
+    for top in range(0, level.height, strip_h):
+        rows = min(strip_h, level.height - top)
+        if rows < factor and strips:
+            break
+        strip = slide.read(0, round(top * level.downsample), index, level.width, rows)
+        size = max(1, level.width // factor), max(1, rows // factor)
+        crop = strip[: size[1] * factor, : size[0] * factor]
+        strips.append(cv2.resize(np.ascontiguousarray(crop), size, interpolation=cv2.INTER_AREA))
+    return np.concatenate(strips), mpp * factor
+
+
+def write_mask(file: Path, record: MaskRecord) -> None:
+    """Writes thumbnail and mask as one zarr v3 zip store, atomically."""
+    with atomic_path(file) as partial, zarr.storage.ZipStore(partial, mode="w") as store:
+        group = zarr.create_group(store, attributes={"mpp": record.mpp})
+        group.create_array("thumbnail", data=record.thumbnail, chunks=(512, 512, 3))
+        group.create_array("tissue", data=record.tissue, chunks=(1024, 1024))
+
+
+def read_mask(file: Path) -> MaskRecord:
+    """Reads what `write_mask` wrote.
+
+    Raises:
+        TilerError: not there or not readable.
+    """
+    try:
+        with zarr.storage.ZipStore(file, mode="r") as store:
+            group = zarr.open_group(store, mode="r")
+            thumbnail, tissue = np.asarray(group["thumbnail"]), np.asarray(group["tissue"])
+            return MaskRecord(thumbnail, tissue, float(str(group.attrs["mpp"])))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise TilerError(f"{file.name}: no readable tissue mask ({error}); tile the slide again") from None

@@ -1,0 +1,222 @@
+"""A run's settings: frozen, checked, saved with the run, and enough to run it again.
+
+Flags, defaults and help texts of `slidegrad train` come from these classes. Fields that change the result are the
+run's identity; those of `Machine` only say how this machine does the work, and may change on resume.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, get_type_hints
+
+import yaml
+
+from trainer.errors import TrainerError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """Which slides are used for what."""
+
+    fraction_per_epoch: float = 1.0
+    """Share of the training slides drawn in each epoch, (0, 1]."""
+    val_fraction: float = 0.15
+    """Share of patients for validation, where the labels name no split."""
+    test_fraction: float = 0.2
+    """Share of patients for the test, where the labels name no split."""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.fraction_per_epoch <= 1, "cohort.fraction_per_epoch", self.fraction_per_epoch, "(0, 1]")
+        _check(0 <= self.val_fraction < 1, "cohort.val_fraction", self.val_fraction, "[0, 1)")
+        _check(0 <= self.test_fraction < 1, "cohort.test_fraction", self.test_fraction, "[0, 1)")
+        both = self.val_fraction + self.test_fraction
+        _check(both < 1, "cohort.val_fraction + cohort.test_fraction", both, "below 1, some patients must train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """How many tiles of a slide one step uses."""
+
+    tiles: Literal["all", "fixed"] = "all"
+    """all: every tile once, up to max_tiles; fixed: k tiles, with replacement where a slide has fewer."""
+    k: int | None = None
+    """Tiles per slide in all (tiles=fixed)."""
+    k_per_rank: int | None = None
+    """Sugar for k = k_per_rank x virtual_ranks, resolved once at the start of the run."""
+    max_tiles: int = 45_056
+    """A slide with more gives this many, drawn without replacement (tiles=all). 45,056 = 11 x 4,096, the paper's."""
+    augment: bool = True
+    """Random flips and quarter turns of each tile."""
+
+    def __post_init__(self) -> None:
+        given = (self.k is not None) + (self.k_per_rank is not None)
+        _check(self.tiles != "fixed" or given == 1, "tiles.tiles", "fixed", "exactly one of tiles.k, tiles.k_per_rank")
+        _check(self.tiles != "all" or given == 0, "tiles.tiles", "all", "neither tiles.k nor tiles.k_per_rank")
+        for name in ("k", "k_per_rank", "max_tiles"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"tiles.{name}", value, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Tile to feature vector."""
+
+    name: str = "resnet18"
+    """Any timm model."""
+    weights: Path | None = None
+    """A .safetensors or .pth file to start from; random weights if not given."""
+    batchnorm: Literal["train", "frozen"] = "train"
+    """train: statistics of each virtual rank; frozen: running statistics, never changed."""
+
+    drop_path: float = 0.0
+    """Stochastic depth rate, [0, 1)."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.drop_path < 1, "encoder.drop_path", self.drop_path, "[0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregator:
+    """Feature vectors to the slide's logits."""
+
+    name: Literal["gma", "mean", "max"] = "gma"
+    """gma is gated-attention MIL."""
+    hidden: int = 128
+    """Width of GMA's attention layer."""
+    dropout: float = 0.0
+    """On the features, [0, 1)."""
+
+    def __post_init__(self) -> None:
+        _check(self.hidden >= 1, "aggregator.hidden", self.hidden, "at least 1")
+        _check(0 <= self.dropout < 1, "aggregator.dropout", self.dropout, "[0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW with warm-up and cosine decay, one step a slide."""
+
+    epochs: int = 30
+    lr: float = 5e-5
+    """Peak learning rate."""
+    aggregator_lr: float | None = None
+    """Peak learning rate of the aggregator; lr if not given."""
+    weight_decay: float = 0.01
+    warmup_epochs: float = 1.0
+    """Epochs of linear warm-up."""
+    precision: Literal["float32", "bf16", "float64"] = "float32"
+    """bf16: the encoder runs under autocast, weights stay float32."""
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 1, "optim.epochs", self.epochs, "at least 1")
+        _check(self.lr > 0, "optim.lr", self.lr, "above 0")
+        _check(self.aggregator_lr is None or self.aggregator_lr > 0, "optim.aggregator_lr", self.aggregator_lr, "above 0")
+        _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
+        _check(0 <= self.warmup_epochs <= self.epochs, "optim.warmup_epochs", self.warmup_epochs, "[0, epochs]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """How this machine does the work; changes nothing in the result beyond rounding."""
+
+    aggregator: Literal["auto", "dedicated", "shared"] = "auto"
+    """dedicated: rank 0 only aggregates; shared: it encodes too; auto: shared if there is one process."""
+    keep: int | None = None
+    """Virtual ranks whose graph is kept for the backward pass; the others are encoded twice. All if not given."""
+    read_ahead: int = 2
+    """Shards read ahead while the step computes."""
+    reader_threads: int | None = None
+    """Threads that read tiles, per rank; this rank's share of the cores if not given."""
+    archive: Path | None = None
+    """Where the slides are mounted here, if not where they were when they were tiled."""
+
+    def __post_init__(self) -> None:
+        _check(self.keep is None or self.keep >= 0, "machine.keep", self.keep, "at least 0")
+        _check(self.read_ahead >= 1, "machine.read_ahead", self.read_ahead, "at least 1")
+        threads = self.reader_threads
+        _check(threads is None or threads >= 1, "machine.reader_threads", threads, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run."""
+
+    seed: int = 0
+    """Everything random follows from it: split, order, tiles, weights, dropout."""
+    virtual_ranks: int | None = None
+    """Shards of a slide, each what one GPU is in the paper; the number of encoder ranks if not given, and then fixed."""
+    cohort: Cohort = field(default_factory=Cohort)
+    tiles: Tiles = field(default_factory=Tiles)
+    encoder: Encoder = field(default_factory=Encoder)
+    aggregator: Aggregator = field(default_factory=Aggregator)
+    optim: Optim = field(default_factory=Optim)
+    machine: Machine = field(default_factory=Machine)
+
+    def __post_init__(self) -> None:
+        v = self.virtual_ranks
+        _check(v is None or v >= 1, "virtual_ranks", v, "at least 1")
+
+    def resolved(self, num_encoder_ranks: int) -> Self:
+        """The config with `virtual_ranks` and `k` settled, as it is saved and kept on resume."""
+        num_virtual = self.virtual_ranks or num_encoder_ranks
+        tiles = self.tiles
+        if tiles.k_per_rank is not None:
+            tiles = dataclasses.replace(tiles, k=tiles.k_per_rank * num_virtual, k_per_rank=None)
+        return dataclasses.replace(self, virtual_ranks=num_virtual, tiles=tiles)
+
+    def differences(self, other: Self) -> list[str]:
+        """Names of the fields that make another run of it; `machine` does not count."""
+        ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        return sorted(name for name in ours if ours[name] != theirs[name] and not name.startswith("machine."))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, fit for YAML."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+    def to_yaml(self) -> str:
+        """The file `config.yaml`."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str, where: str) -> Self:
+        """Parses `config.yaml`.
+
+        Raises:
+            TrainerError: unknown or missing sections, with their names.
+        """
+        try:
+            return _build(cls, yaml.safe_load(text), where)
+        except (TypeError, yaml.YAMLError) as error:
+            raise TrainerError(f"{where}: not a run's config ({error})") from None
+
+
+def _check(good: bool, name: str, value: object, expected: str) -> None:
+    if not good:
+        raise TrainerError(f"{name} is {value}: expected {expected}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, item in value.items():
+        out.update(_flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item})
+    return out
+
+
+def _build(cls: Any, values: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(cls)
+    if unknown := set(values) - set(hints):
+        raise TrainerError(f"{where}: unknown fields {sorted(unknown)}")
+    out = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = _build(hints[name], value, f"{where}: {name}")
+        elif hints[name] == Path | None and value is not None:
+            value = Path(value)
+        out[name] = value
+    return cls(**out)

@@ -1,0 +1,44 @@
+"""Recipes: functions that return a whole config. Start from one, override single fields on the command line."""
+
+from collections.abc import Callable
+
+from trainer.config import Aggregator, Cohort, Encoder, Machine, Optim, RunConfig, Tiles
+from trainer.errors import TrainerError
+
+
+def demo() -> RunConfig:
+    """A small encoder from random weights on small tiles: minutes on two CPU cores."""
+    return RunConfig(
+        virtual_ranks=2,
+        cohort=Cohort(val_fraction=0.15, test_fraction=0.35),
+        tiles=Tiles(tiles="all", max_tiles=1024),
+        encoder=Encoder(name="test_resnet"),
+        aggregator=Aggregator(hidden=64),
+        optim=Optim(epochs=12, lr=1e-3, weight_decay=0.05, warmup_epochs=1),
+    )
+
+
+def breast_full_slide() -> RunConfig:
+    """Breast cancer detection on full slides: ResNet18 + GMA, 11 encoder GPUs (the paper's section 2.5, Fig. 5)."""
+    return RunConfig(
+        virtual_ranks=11,
+        cohort=Cohort(fraction_per_epoch=0.5),
+        tiles=Tiles(tiles="all", max_tiles=45_056),
+        encoder=Encoder(name="resnet18"),
+        optim=Optim(epochs=30, lr=5e-5, precision="bf16"),
+        machine=Machine(aggregator="auto"),
+    )
+
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {"demo": demo, "breast_full_slide": breast_full_slide}
+
+
+def get_recipe(name: str) -> RunConfig:
+    """A recipe's config.
+
+    Raises:
+        TrainerError: no such recipe; names those there are.
+    """
+    if name not in RECIPES:
+        raise TrainerError(f"unknown recipe {name!r}; one of {', '.join(RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,145 @@
+"""What each step uses: slides in an epoch, tiles of a slide, shards of the tiles. A pure function of the run's seed.
+
+Nothing here depends on the number of ranks but the choice of which virtual ranks are *mine*; so a run resumes on
+another number of GPUs with the same slides and the same tiles in the same order. Planning an epoch costs one hash per
+slide; rows are drawn when a step asks for them.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from manifests import sample_tiles, shard
+from trainer.config import Tiles
+from trainer.topology import Topology
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step: one slide, and how many of its tiles are used. Every rank knows it."""
+
+    epoch: int
+    index: int
+    """Position in the epoch, from 0."""
+    slide_id: str
+    num_tiles: int
+    """Tiles that the slide has."""
+    num_rows: int
+    """Tiles that the step uses."""
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One virtual rank's share of a step: `rows` of the slide's manifest, ascending."""
+
+    step: StepPlan
+    virtual_rank: int
+    rows: NDArray[np.int64]
+
+
+def plan_epoch(
+    num_tiles: Mapping[str, int], *, epoch: int, seed: int, fraction: float, tiles: Tiles
+) -> list[StepPlan]:
+    """The steps of an epoch: slides in an order keyed by (seed, epoch), the first `fraction` of them.
+
+    Args:
+        num_tiles: slide_id to tiles of the slide, all above 0.
+        epoch: from 0.
+        seed: the run's seed.
+        fraction: share of the slides that an epoch draws.
+        tiles: how many tiles of each are used.
+    """
+
+    def key(slide_id: str) -> bytes:
+        return hashlib.blake2b(f"slidegrad-epoch-1\x00{seed}\x00{epoch}\x00{slide_id}".encode()).digest()
+
+    drawn = sorted(num_tiles, key=key)[: math.ceil(fraction * len(num_tiles))]
+    return [StepPlan(epoch, i, s, num_tiles[s], count_rows(num_tiles[s], tiles)) for i, s in enumerate(drawn)]
+
+
+def plan_scoring(num_tiles: Mapping[str, int], *, tiles: Tiles) -> list[StepPlan]:
+    """Every slide once, in order of slide_id, with all its tiles (up to `max_tiles`), for validation and test."""
+    return [StepPlan(0, i, s, num_tiles[s], min(num_tiles[s], tiles.max_tiles)) for i, s in enumerate(sorted(num_tiles))]
+
+
+def count_rows(num_tiles: int, tiles: Tiles) -> int:
+    """Tiles that a training step uses of a slide that has `num_tiles`."""
+    return tiles.k if tiles.k is not None else min(num_tiles, tiles.max_tiles)
+
+
+def draw_rows(step: StepPlan, seed: int) -> NDArray[np.int64]:
+    """The step's rows, ascending; all of them in order if the step uses the whole slide."""
+    if step.num_rows == step.num_tiles:
+        return np.arange(step.num_tiles)
+    return sample_tiles(step.num_tiles, k=step.num_rows, seed=seed, epoch=step.epoch, slide_id=step.slide_id)
+
+
+class SlideSampler(Sampler[ShardPlan]):
+    """This rank's shards, step by step: for each slide of the epoch, one `ShardPlan` per virtual rank it carries.
+
+    Args:
+        num_tiles: slide_id to tiles of the slide.
+        topology: the ranks of the run.
+        rank: this rank; a dedicated aggregator has no shards.
+        seed: the run's seed.
+        fraction: share of the slides that an epoch draws.
+        tiles: how many tiles of each are used.
+    """
+
+    def __init__(
+        self,
+        num_tiles: Mapping[str, int],
+        topology: Topology,
+        rank: int,
+        *,
+        seed: int,
+        fraction: float = 1.0,
+        tiles: Tiles,
+    ) -> None:
+        self._num_tiles, self._topology, self._rank = num_tiles, topology, rank
+        self._seed, self._fraction, self._tiles = seed, fraction, tiles
+        self.epoch, self.next_step = 0, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begins another epoch at its first step; nothing happens if it is the epoch at hand."""
+        if epoch != self.epoch:
+            self.epoch, self.next_step = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands: the epoch and the next step in it."""
+        return {"epoch": self.epoch, "next_step": self.next_step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken, whatever the number of ranks was."""
+        self.epoch, self.next_step = int(state["epoch"]), int(state["next_step"])
+
+    def advance(self) -> None:
+        """Tells that the step at hand is done."""
+        self.next_step += 1
+
+    def steps(self) -> list[StepPlan]:
+        """The steps of this epoch that are not done yet, the same on every rank."""
+        return plan_epoch(
+            self._num_tiles, epoch=self.epoch, seed=self._seed, fraction=self._fraction, tiles=self._tiles
+        )[self.next_step :]
+
+    def __iter__(self) -> Iterator[ShardPlan]:
+        return shards_of(self.steps(), self._topology, self._rank, self._seed)
+
+    def __len__(self) -> int:
+        return len(self.steps()) * len(self._topology.virtual_of(self._rank))
+
+
+def shards_of(steps: list[StepPlan], topology: Topology, rank: int, seed: int) -> Iterator[ShardPlan]:
+    """The shards of `steps` that `rank` encodes, in order."""
+    mine = topology.virtual_of(rank)
+    for step in steps if mine else ():
+        rows = draw_rows(step, seed)
+        for part in mine:
+            yield ShardPlan(step, part, shard(rows, part=part, num_parts=topology.num_virtual))
