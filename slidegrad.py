@@ -68,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_USAGE
     except Exception:  # noqa: BLE001 - the outermost boundary: told in full, exit code 70
         return _unexpected()
+    if not result:  # A rank that does not speak for its run.
+        return code
     os.write(stdout, (json.dumps(result, ensure_ascii=False) + "\n").encode())
     return code
 

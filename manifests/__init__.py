@@ -5,7 +5,7 @@ The only contract between tiler, trainer and services. Depends on pyarrow and nu
 
 from manifests.errors import ManifestError, SlidegradError
 from manifests.files import read_manifest, write_manifest
-from manifests.sampling import sample_tiles, shard
+from manifests.sampling import part_bounds, sample_tiles, shard
 from manifests.schema import Manifest, SlideRecord
 from manifests.source import LocalManifests, ManifestSource, open_manifests
 
@@ -17,6 +17,7 @@ __all__ = [
     "SlideRecord",
     "SlidegradError",
     "open_manifests",
+    "part_bounds",
     "read_manifest",
     "sample_tiles",
     "shard",

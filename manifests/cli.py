@@ -99,5 +99,3 @@ class ManifestCommand:
 
     def run(self) -> tuple[dict[str, Any], int]:
         return self.command.run()
-
-

@@ -47,7 +47,9 @@ def choose_read(
     """
     finest = max(mpp)
     if finest > tile_mpp * (1 + MPP_TOLERANCE):
-        raise ManifestError(f"scanned at {finest:.4g} mpp, coarser than the requested {tile_mpp:.4g}; give --mpp {finest:.4g}")
+        raise ManifestError(
+            f"scanned at {finest:.4g} mpp, coarser than the requested {tile_mpp:.4g}; give --mpp {finest:.4g}"
+        )
     fine_enough = [i for i, d in enumerate(level_downsamples) if finest * d <= tile_mpp * (1 + MPP_TOLERANCE)]
     level = max(fine_enough, key=lambda i: level_downsamples[i])
     scale_x, scale_y = (tile_mpp / (m * level_downsamples[level]) for m in mpp)
@@ -59,8 +61,8 @@ def choose_read(
 def level_to_l0(px: NDArray[np.int64], downsample: float) -> NDArray[np.int32]:
     """Level-0 coordinate whose floor(x_l0 / downsample) is `px`, exact `px * downsample` for whole downsamples."""
     if float(downsample).is_integer():
-        return (px * int(downsample)).astype(np.int32)
-    return np.ceil(px * downsample + _OFF_BORDER_PX).astype(np.int32)
+        return np.asarray(px * int(downsample), np.int32)
+    return np.asarray(np.ceil(px * downsample + _OFF_BORDER_PX), np.int32)
 
 
 def l0_to_level(x_l0: NDArray[np.int32], downsample: float) -> NDArray[np.int64]:

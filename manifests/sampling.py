@@ -44,11 +44,9 @@ def sample_tiles(n: int, *, k: int, seed: int, epoch: int, slide_id: str) -> NDA
         raise ManifestError(f"slide {slide_id}: no tiles to sample from")
     if k < 1:
         raise ManifestError(f"slide {slide_id}: k is {k}, expected at least 1")
-    cycles = [
-        _permute(np.arange(min(n, k - start), dtype=np.uint64), n, _round_keys(seed, epoch, slide_id, cycle))
-        for cycle, start in enumerate(range(0, k, n))
-    ]
-    return np.sort(np.concatenate(cycles)).astype(np.int64)
+    cycle, position = np.divmod(np.arange(k), n)
+    keys = np.stack([_round_keys(seed, epoch, slide_id, c) for c in range(cycle[-1] + 1)])
+    return np.sort(_permute(position.astype(np.uint64), n, keys[cycle])).astype(np.int64)
 
 
 def shard(rows: NDArray[np.int64], *, part: int, num_parts: int) -> NDArray[np.int64]:
@@ -61,7 +59,13 @@ def shard(rows: NDArray[np.int64], *, part: int, num_parts: int) -> NDArray[np.i
     """
     if not 0 <= part < num_parts:
         raise ManifestError(f"part {part} of {num_parts}: expected 0 <= part < num_parts")
-    return rows[part * len(rows) // num_parts : (part + 1) * len(rows) // num_parts]
+    begin, end = part_bounds(len(rows), part, num_parts)
+    return rows[begin:end]
+
+
+def part_bounds(num_rows: int, part: int, num_parts: int) -> tuple[int, int]:
+    """Begin and end of piece `part` of `num_parts` of a run of `num_rows`."""
+    return part * num_rows // num_parts, (part + 1) * num_rows // num_parts
 
 
 def _round_keys(seed: int, epoch: int, slide_id: str, cycle: int) -> NDArray[np.uint64]:
@@ -71,18 +75,18 @@ def _round_keys(seed: int, epoch: int, slide_id: str, cycle: int) -> NDArray[np.
 
 
 def _permute(values: NDArray[np.uint64], n: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Image of `values` (all < n) under the keyed permutation of [0, n)."""
+    """Image of `values` (k,), all < n, under permutations of [0, n), each with its own round keys (k, 8)."""
     half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
     out = _feistel(values, half_bits, keys)
-    while (outside := out >= n).any():  # The domain 4^half_bits is below 4n: fewer than 4 walks on average.
-        out[outside] = _feistel(out[outside], half_bits, keys)
+    while (outside := out >= n).any():  # The domain 4^half_bits is at most 4n: fewer than 4 walks on average.
+        out[outside] = _feistel(out[outside], half_bits, keys[outside])
     return out
 
 
 def _feistel(values: NDArray[np.uint64], half_bits: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = values >> shift, values & mask
-    for key in keys:
+    for key in keys.T:
         left, right = right, left ^ (_mix(right + key) & mask)
     return (left << shift) | right
 

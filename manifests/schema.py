@@ -101,7 +101,7 @@ class SlideRecord:
         return record
 
 
-CATALOG_SCHEMA = pa.schema([(f.name, _ARROW_TYPES[f.type]) for f in dataclasses.fields(SlideRecord)])  # type: ignore[index]
+CATALOG_SCHEMA = pa.schema([(f.name, _ARROW_TYPES[f.type]) for f in dataclasses.fields(SlideRecord)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,9 @@ class Manifest:
     def __post_init__(self) -> None:
         n = self.slide.num_tiles
         if not len(self.x_l0) == len(self.y_l0) == len(self.tissue) == n:
-            raise ManifestError(f"slide {self.slide.slide_id}: {n} tiles in the record, {len(self.x_l0)} in the columns")
+            raise ManifestError(
+                f"slide {self.slide.slide_id}: {n} tiles in the record, {len(self.x_l0)} in the columns"
+            )
 
     def __len__(self) -> int:
         return len(self.x_l0)

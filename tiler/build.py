@@ -27,9 +27,7 @@ class Outcome:
     mask: MaskRecord
 
 
-def build_manifest(
-    path: str | Path, slide_id: str, config: TilerConfig, *, csv_mpp: float | None = None
-) -> Outcome:
+def build_manifest(path: str | Path, slide_id: str, config: TilerConfig, *, csv_mpp: float | None = None) -> Outcome:
     """Finds a slide's tissue and its tiles; writes nothing.
 
     Args:

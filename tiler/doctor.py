@@ -19,7 +19,9 @@ def examine_machine() -> dict[str, Any]:
     """Versions, readers, devices; `problems` lists what will not work, each with the way out."""
     problems = find_shadows()
     if importlib.util.find_spec("cucim") is None:
-        problems.append("cucim is not installed: OpenSlide reads all slides, several times slower; pip install 'slidegrad[cu13]'")
+        problems.append(
+            "cucim is not installed: OpenSlide reads all slides, several times slower; pip install 'slidegrad[cu13]'"
+        )
     both = [name for name in ("cucim-cu12", "cucim-cu13") if _version(name)]
     if len(both) == 2:
         problems.append("cucim-cu12 and cucim-cu13 are both installed and overwrite each other; uninstall one")
@@ -47,7 +49,9 @@ def find_shadows() -> list[str]:
         home = Path(__file__).resolve().parent.parent
         if spec is None or spec.origin is None or Path(spec.origin).resolve().parent.parent != home:
             found = spec.origin if spec else None
-            sentences.append(f"package {package!r} is found at {found}, not beside the tiler in {home}; mend PYTHONPATH")
+            sentences.append(
+                f"package {package!r} is found at {found}, not beside the tiler in {home}; mend PYTHONPATH"
+            )
     return sentences
 
 

@@ -42,7 +42,7 @@ def read_thumbnail(slide: Slide, mpp_l0: float) -> tuple[NDArray[np.uint8], floa
     mpp = mpp_l0 * level.downsample
     factor = max(1, round(THUMBNAIL_MPP / mpp), -(-max(level.width, level.height) // _MAX_SIDE_PX))
     strip_h = max(1, _STRIP_BYTES // (3 * level.width * factor)) * factor
-    strips = []
+    strips: list[NDArray[np.uint8]] = []
     for top in range(0, level.height, strip_h):
         rows = min(strip_h, level.height - top)
         if rows < factor and strips:

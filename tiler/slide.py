@@ -5,8 +5,10 @@ vendor's header, tells the scale and the vendor even where cuCIM reads the pixel
 from many threads (both libraries allow that), and never crosses a process border.
 """
 
+import functools
 import hashlib
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -55,9 +57,7 @@ class CucimPixels:
     name = "cucim"
 
     def __init__(self, path: Path) -> None:
-        from cucim import CuImage
-
-        self._slide: Any = CuImage(str(path))
+        self._slide: Any = _load_cucim()(str(path))
         r = self._slide.resolutions
         self.levels = tuple(
             Level(w, h, tw, th, d)
@@ -72,6 +72,22 @@ class CucimPixels:
 
     def is_exact(self, level: int) -> bool:  # noqa: ARG002 - the protocol's signature
         return True
+
+
+@functools.cache
+def _load_cucim() -> Any:
+    """cuCIM's slide class, imported once. Without a GPU its C code then complains on stderr, though nothing is amiss: not shown."""
+    os.environ.setdefault("CUFILE_LOGFILE_PATH", os.devnull)  # Else it leaves a cufile.log where the user stands.
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import cucim
+
+        return cucim.CuImage  # The compiled part is loaded at the first use of a name.
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class OpenslidePixels:

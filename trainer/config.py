@@ -7,8 +7,9 @@ run's identity; those of `Machine` only say how this machine does the work, and 
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Literal, Self, cast, get_type_hints
 
+import tyro
 import yaml
 
 from trainer.errors import TrainerError
@@ -65,9 +66,9 @@ class Encoder:
     """Any timm model."""
     weights: Path | None = None
     """A .safetensors or .pth file to start from; random weights if not given."""
-    batchnorm: Literal["train", "frozen"] = "train"
-    """train: statistics of each virtual rank; frozen: running statistics, never changed."""
-
+    batchnorm: Literal["running", "virtual", "frozen"] = "running"
+    """running: trained by the statistics of each virtual rank, scored by running ones; virtual: each virtual rank's own
+    in scoring too, safer from random weights at one slide a step; frozen: running statistics, never changed."""
     drop_path: float = 0.0
     """Stochastic depth rate, [0, 1)."""
 
@@ -109,7 +110,9 @@ class Optim:
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "optim.epochs", self.epochs, "at least 1")
         _check(self.lr > 0, "optim.lr", self.lr, "above 0")
-        _check(self.aggregator_lr is None or self.aggregator_lr > 0, "optim.aggregator_lr", self.aggregator_lr, "above 0")
+        _check(
+            self.aggregator_lr is None or self.aggregator_lr > 0, "optim.aggregator_lr", self.aggregator_lr, "above 0"
+        )
         _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
         _check(0 <= self.warmup_epochs <= self.epochs, "optim.warmup_epochs", self.warmup_epochs, "[0, epochs]")
 
@@ -126,6 +129,8 @@ class Machine:
     """Shards read ahead while the step computes."""
     reader_threads: int | None = None
     """Threads that read tiles, per rank; this rank's share of the cores if not given."""
+    manifests: Annotated[Path | None, tyro.conf.Suppress] = None
+    """The manifests folder, as the run was started with."""
     archive: Path | None = None
     """Where the slides are mounted here, if not where they were when they were tiled."""
 
@@ -140,6 +145,8 @@ class Machine:
 class RunConfig:
     """A whole run."""
 
+    recipe: Annotated[str, tyro.conf.Suppress] = ""
+    """The recipe that it started from."""
     seed: int = 0
     """Everything random follows from it: split, order, tiles, weights, dropout."""
     virtual_ranks: int | None = None
@@ -185,7 +192,7 @@ class RunConfig:
             TrainerError: unknown or missing sections, with their names.
         """
         try:
-            return _build(cls, yaml.safe_load(text), where)
+            return cast(Self, _build(cls, yaml.safe_load(text), where))
         except (TypeError, yaml.YAMLError) as error:
             raise TrainerError(f"{where}: not a run's config ({error})") from None
 
@@ -216,7 +223,7 @@ def _build(cls: Any, values: dict[str, Any], where: str) -> Any:
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):
             value = _build(hints[name], value, f"{where}: {name}")
-        elif hints[name] == Path | None and value is not None:
+        elif "Path" in str(hints[name]) and value is not None:
             value = Path(value)
         out[name] = value
     return cls(**out)

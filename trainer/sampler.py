@@ -43,9 +43,7 @@ class ShardPlan:
     rows: NDArray[np.int64]
 
 
-def plan_epoch(
-    num_tiles: Mapping[str, int], *, epoch: int, seed: int, fraction: float, tiles: Tiles
-) -> list[StepPlan]:
+def plan_epoch(num_tiles: Mapping[str, int], *, epoch: int, seed: int, fraction: float, tiles: Tiles) -> list[StepPlan]:
     """The steps of an epoch: slides in an order keyed by (seed, epoch), the first `fraction` of them.
 
     Args:
@@ -65,7 +63,9 @@ def plan_epoch(
 
 def plan_scoring(num_tiles: Mapping[str, int], *, tiles: Tiles) -> list[StepPlan]:
     """Every slide once, in order of slide_id, with all its tiles (up to `max_tiles`), for validation and test."""
-    return [StepPlan(0, i, s, num_tiles[s], min(num_tiles[s], tiles.max_tiles)) for i, s in enumerate(sorted(num_tiles))]
+    return [
+        StepPlan(0, i, s, num_tiles[s], min(num_tiles[s], tiles.max_tiles)) for i, s in enumerate(sorted(num_tiles))
+    ]
 
 
 def count_rows(num_tiles: int, tiles: Tiles) -> int:

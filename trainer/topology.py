@@ -7,6 +7,7 @@ one contiguous run of the slide's rows, whatever the number of ranks.
 from dataclasses import dataclass
 from typing import Literal
 
+from manifests import part_bounds
 from trainer.errors import TrainerError
 
 AGGREGATOR_RANK = 0
@@ -59,21 +60,13 @@ class Topology:
         if rank not in self.encoder_ranks:
             return range(0)
         i = self.encoder_ranks.index(rank)
-        return range(
-            i * self.num_virtual // self.num_encoders,
-            (i + 1) * self.num_virtual // self.num_encoders,
-        )
+        return range(*part_bounds(self.num_virtual, i, self.num_encoders))
 
     def rows_of(self, rank: int, num_rows: int) -> slice:
         """The run of a slide's `num_rows` drawn rows that `rank` encodes."""
         mine = self.virtual_of(rank)
         if not mine:
             return slice(0, 0)
-        return slice(
-            part_bounds(num_rows, mine[0], self.num_virtual)[0], part_bounds(num_rows, mine[-1], self.num_virtual)[1]
-        )
-
-
-def part_bounds(num_rows: int, part: int, num_parts: int) -> tuple[int, int]:
-    """Begin and end of `part`, as `manifests.shard` cuts."""
-    return part * num_rows // num_parts, (part + 1) * num_rows // num_parts
+        begin, _ = part_bounds(num_rows, mine[0], self.num_virtual)
+        _, end = part_bounds(num_rows, mine[-1], self.num_virtual)
+        return slice(begin, end)

@@ -1,0 +1,64 @@
+"""Errors as RFC 9457 problem documents. The one place that knows which error is which HTTP status."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from services.errors import (
+    BadQueryError,
+    NothingToSampleError,
+    ServiceError,
+    UnavailableError,
+    UnknownSlideError,
+    UnreadableManifestError,
+)
+from services.render import to_json
+
+STATUS: dict[type[ServiceError], HTTPStatus] = {
+    BadQueryError: HTTPStatus.BAD_REQUEST,
+    UnknownSlideError: HTTPStatus.NOT_FOUND,
+    NothingToSampleError: HTTPStatus.CONFLICT,
+    UnreadableManifestError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
+    """One problem document; `more` are its extension members."""
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": int(status), "detail": detail, **more}
+    headers = {"Cache-Control": "no-store", **(headers or {})}
+    return Response(to_json(body), int(status), headers, media_type="application/problem+json")
+
+
+def install_problems(app: FastAPI) -> None:
+    """Makes every error of `app` a problem document, those of the framework and our own faults included."""
+    app.add_exception_handler(ServiceError, _of_ours)
+    app.add_exception_handler(RequestValidationError, _of_parameters)
+    app.add_exception_handler(HTTPException, _of_framework)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _of_ours(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return problem(STATUS.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR), str(error))
+
+
+def _of_parameters(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = [{"parameter": str(fault["loc"][-1]), "reason": str(fault["msg"])} for fault in error.errors()]
+    detail = "; ".join(f"{fault['parameter'][:80]}: {fault['reason']}" for fault in faults[:5])
+    return problem(HTTPStatus.BAD_REQUEST, detail, errors=faults[:20])
+
+
+def _of_framework(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem(error.status_code, str(error.detail), error.headers)
+
+
+def _unexpected(_: Request, __: Exception) -> Response:
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected error; the service's log has it")

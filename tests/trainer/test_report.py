@@ -1,0 +1,305 @@
+"""The report of made-up runs: one offline file, all parts, missing parts named, nothing leaked, nothing injected."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from manifests.files import disk_name
+from trainer import plots
+from trainer.errors import TrainerError
+from trainer.report import read_log, without_paths, write_report
+
+ODD_ID = "<script>alert('1')</script> & \"ä\" $x^2$"
+RUN = {
+    "event": "run",
+    "recipe": "tiny",
+    "version": "0.1.0",
+    "world_size": 3,
+    "num_encoder_ranks": 2,
+    "virtual_ranks": 4,
+    "device": "cpu",
+    "torch": "2.9.0",
+    "num_slides": {"train": 20, "val": 6, "test": 12},
+    "started": "2025-01-02T03:04:05+00:00",
+}
+END = {"event": "end", "seconds": 3725.0}
+
+
+class Page(HTMLParser):
+    """Tags that were left open, scripts, and whatever a browser would fetch."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.text += " "
+        self.loads += [value or "" for name, value in attrs if name in {"src", "href", "srcset", "xlink:href", "data"}]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in {"style", "script"}:
+            self.text += data
+
+
+def step(number: int, epoch: int, **changes: Any) -> dict[str, Any]:
+    line = {"event": "step", "step": number, "epoch": epoch, "slide_id": "a", "loss": 0.5, "lr": 1e-4}
+    return line | {"num_tiles": 100, "step_s": 0.5, "data_wait_s": 0.1} | changes
+
+
+def epoch(number: int, **changes: Any) -> dict[str, Any]:
+    line = {"event": "epoch", "epoch": number, "train_loss": 0.5 / (number + 1), "val_loss": 0.6, "val_auc": 0.8}
+    return line | {"seconds": 10.0, "tiles_per_s": 200.0} | changes
+
+
+def write_lines(run: Path, lines: list[dict[str, Any]], tail: str = "") -> None:
+    run.mkdir(exist_ok=True)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
+
+
+def write_scores(
+    run: Path, probs: list[list[float]], labels: list[int], split: str = "test", first: str = "s0"
+) -> None:
+    num = len(labels)
+    table = {
+        "slide_id": [first, *(f"s{i}" for i in range(1, num))],
+        "patient_id": [f"p{i}" for i in range(num)],
+        "split": [split] * num,
+        "label": pa.array(labels, pa.int32()),
+        "probs": pa.array(probs, pa.list_(pa.float32())),
+    }
+    pq.write_table(pa.table(table), run / "scores.parquet")
+
+
+def binary(scores: list[float]) -> list[list[float]]:
+    return [[1 - score, score] for score in scores]
+
+
+@pytest.fixture
+def whole_run(tmp_path: Path) -> Path:
+    """A run with everything, whose first slide has an odd name and whose settings and errors hold paths."""
+    run = tmp_path / "run <7>"
+    lines = [RUN, *(step(i, i // 10) for i in range(40)), *(epoch(i, val_auc=0.7 + 0.05 * i) for i in range(4))]
+    reason = "damaged tile: /archive/Doe, Jane/S 1.svs: expected JPEG"
+    lines += [{"event": "skip", "slide_id": ODD_ID, "epoch": e, "reason": reason} for e in (0, 1)]
+    write_lines(run, [*lines, END])
+    labels = [1] * 25 + [0] * 30
+    scores = np.random.default_rng(0).normal(np.array(labels) * 1.5)
+    probs = 1 / (1 + np.exp(-scores))
+    probs[0] = 0.999
+    write_scores(run, binary(probs.tolist()), labels, first=ODD_ID)
+    result = {"auc": 0.8765, "auc_ci": [0.7654, 0.9432], "num_slides": 55, "split": "test", "val_auc": 0.85}
+    result |= {"best_epoch": 3, "run": "/home/doe/run", "skipped": [reason, "no /archive/b.svs"]}
+    (run / "result.json").write_text(json.dumps(result))
+    config = {"seed": 11, "machine": {"manifests": "/data/Doe/m", "archive": None}, "encoder": {"name": "resnet18"}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "heatmaps").mkdir()
+    picture = np.full((40, 60, 3), 200, np.uint8)
+    (run / "heatmaps" / f"{disk_name(ODD_ID)}.png").write_bytes(plots.heatmap_card(picture, picture, 8.0))
+    return run
+
+
+def test_whole_report(whole_run: Path) -> None:
+    file = write_report(whole_run)
+    assert file == whole_run / "report.html"
+    assert not list(whole_run.glob(".*")), "no half-written file is left"
+    html = file.read_text()
+    page = Page(html)
+    text = " ".join(page.text.split())
+    assert not page.open
+    for part in (
+        "tiny",
+        "run <7>",
+        "Test AUC 0.876",
+        "95 % interval 0.765 to 0.943",
+        "55 25 positive, 30 negative",
+        "Validation AUC 0.850 checkpoint of epoch 3",
+        "1 h 2 min",
+        "200 tiles/s",
+        "ROC curve",
+        "Scores by class",
+        "Validation AUC",
+        "Learning rate",
+        "20.0 % over the run",
+        "20 training, 6 validation, 12 test",
+        "3, of which 2 encode, as 4 virtual ranks",
+        "torch 2.9.0",
+        "seed 11",
+        "encoder.name resnet18",
+        "machine.manifests [path]",
+        "the chance that a positive slide scores higher",
+    ):
+        assert part in text
+    assert page.tags.count("svg") == 6
+    assert page.tags.count("figure") == 7
+    assert 'class="missing"' not in html
+    assert 'class="notes"' not in html
+
+
+def test_nothing_is_loaded_from_elsewhere(whole_run: Path) -> None:
+    html = write_report(whole_run).read_text()
+    page = Page(html)
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert page.loads
+    assert all(target.startswith(("#", "data:image/jpeg;base64,")) for target in page.loads)
+    assert not re.search(r"https?://|@import|url\((?!#)", html)
+    assert "default-src 'none'" in html
+
+
+def test_no_path_and_no_markup_of_a_user_gets_in(whole_run: Path) -> None:
+    html = write_report(whole_run).read_text()
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(" in html
+    text = Page(html).text
+    assert ODD_ID in text
+    assert "damaged tile: [path]: expected JPEG" in text
+    for leak in ("/archive", "/data", "/home", "Doe", "S 1.svs", "b.svs"):
+        assert leak not in html
+
+
+def test_figures_share_no_ids(whole_run: Path) -> None:
+    html = write_report(whole_run).read_text()
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    targets = set(re.findall(r'url\(#([^)]+)\)|xlink:href="#([^"]+)"', html))
+    assert {a or b for a, b in targets} <= set(ids)
+
+
+def test_only_a_log(tmp_path: Path) -> None:
+    write_lines(tmp_path / "run", [RUN])
+    text = " ".join(Page(write_report(tmp_path / "run").read_text()).text.split())
+    for part in (
+        "Not scored yet",
+        "had not ended",
+        "No scores in this run's folder",
+        "No heatmap in this run's folder",
+        "No epoch has ended yet",
+        "No validation AUC was logged",
+        "No step was logged",
+        "None: every slide that was drawn could be read",
+        "holds no config.yaml",
+    ):
+        assert part in text
+
+
+def test_no_test_split(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_lines(run, [RUN | {"num_slides": {"train": 9, "val": 4, "test": 0}}, step(0, 0), epoch(0), END])
+    assert "This cohort has no test slides." in write_report(run).read_text()
+    write_scores(run, binary([0.9, 0.4, 0.6, 0.1]), [1, 1, 0, 0], split="val")
+    text = " ".join(Page(write_report(run).read_text()).text.split())
+    assert "Validation AUC 0.750" in text
+    assert "These are not test results: they come from the validation slides" in text
+    assert "The smallest class has 2 slides" in text
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "told"),
+    [
+        ([0.9, 0.8], [1, 1], "of one class"),
+        ([0.9, float("nan")], [1, 0], "the model diverged"),
+        ([0.9, 0.1], [1, 0], "separate the classes wholly"),
+    ],
+)
+def test_degenerate_scores(tmp_path: Path, scores: list[float], labels: list[int], told: str) -> None:
+    run = tmp_path / "run"
+    write_lines(run, [RUN, step(0, 0, loss=None), epoch(0, train_loss=None, val_loss=None, val_auc=None), END])
+    (run / "result.json").write_text(
+        json.dumps({"auc": None, "auc_ci": [None, None], "num_slides": 2, "split": "test"})
+    )
+    write_scores(run, binary(scores), labels)
+    assert told in write_report(run).read_text()
+
+
+def test_many_classes_give_a_table(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_lines(run, [RUN, END])
+    labels = [0, 1, 2] * 8
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), 24)
+    write_scores(run, probs.tolist(), labels)
+    (run / "result.json").write_text(json.dumps({"classes": ["LUAD", "LUSC", "<none>"], "split": "test"}))
+    html = write_report(run).read_text()
+    assert "Test AUC, mean over classes" in Page(html).text
+    assert "Each class against the rest" in html
+    assert "&lt;none&gt;" in html
+
+
+def test_class_names_from_the_result(whole_run: Path) -> None:
+    result = json.loads((whole_run / "result.json").read_text())
+    (whole_run / "result.json").write_text(json.dumps(result | {"classes": ["normal", "$tumour & <b>$"]}))
+    page = Page(write_report(whole_run).read_text())
+    assert not page.open
+    assert "25 $tumour & <b>$, 30 normal" in page.text
+    assert "score (probability of $tumour & <b>$)" in page.text, "no formula"
+
+
+def test_log_of_a_resumed_and_torn_run(tmp_path: Path) -> None:
+    first = [RUN, step(0, 0, loss=1.0), step(1, 0, loss=2.0), epoch(0, train_loss=1.0), END]
+    second = [RUN | {"version": "0.2.0"}, step(1, 0, loss=3.0), epoch(0, train_loss=4.0)]
+    write_lines(tmp_path, [*first, *second], tail='{"event": "epoch", "epoch": 7, "tra')
+    log = read_log(tmp_path)
+    assert [line["loss"] for line in log.steps] == [1.0, 3.0]
+    assert [line["train_loss"] for line in log.epochs] == [4.0]
+    assert (log.run["version"], log.num_starts, log.end) == ("0.2.0", 2, None)
+    assert "Started 2 times" in write_report(tmp_path).read_text()
+
+
+def test_long_runs_stay_small(tmp_path: Path) -> None:
+    write_lines(tmp_path, [RUN, *(step(i, 0) for i in range(20_000)), epoch(0), END])
+    assert write_report(tmp_path).stat().st_size < 300_000
+
+
+def test_no_run_and_unreadable_files_are_told(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match="no run here"):
+        write_report(tmp_path)
+    write_lines(tmp_path, [RUN])
+    for name in ("result.json", "config.yaml", "scores.parquet"):
+        (tmp_path / name).write_text("{torn: [")
+        with pytest.raises(TrainerError, match=f"{name}: not readable"):
+            write_report(tmp_path)
+        (tmp_path / name).unlink()
+    (tmp_path / "heatmaps").mkdir()
+    (tmp_path / "heatmaps" / "s.png").write_bytes(b"no picture")
+    assert "No heatmap" in write_report(tmp_path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("slide a: /x/Doe Jane.svs: no such file", "slide a: [path]: no such file"),
+        ("[Errno 2] No such file: '/x/Doe, Jane (2).svs'", "[Errno 2] No such file: '[path]'"),
+        (r"cannot open C:\x\Doe.svs", "cannot open C:[path]"),
+        ("slides/Doe Jane.svs: torn", "[path]: torn"),
+        ("OSError(2, '~/x y.svs', 3)", "OSError(2, '[path]', 3)"),
+        ("s3://bucket/Doe.svs timed out", "s3:[path]"),
+        ("[rank 3/8 encoder] 1/2 done", "[rank 3/8 encoder] 1/2 done"),
+        ('["/a/b", "c"]', '["[path]", "c"]'),
+    ],
+)
+def test_paths_are_taken_out(text: str, shown: str) -> None:
+    assert without_paths(text) == shown

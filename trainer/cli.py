@@ -1,0 +1,243 @@
+"""The trainer's commands: train, evaluate, heatmap, verify."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from tiler.cli import progress_bar
+from trainer.config import RunConfig
+from trainer.errors import TrainerError
+from trainer.recipes import RECIPES, get_recipe
+
+if TYPE_CHECKING:
+    from trainer.topology import Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a recipe on whole slides, end to end, then score the test slides and write a report."""
+
+    manifests: Path
+    """The manifests folder, from `slidegrad tile`."""
+    labels: Path
+    """CSV with slide_id, label [, specimen_id] [, patient_id] [, split]."""
+    out: Path
+    """The run's folder."""
+    nproc: int = 1
+    """Processes on this machine, the aggregator included."""
+    resume: bool = False
+    """Go on with the run in --out from its newest checkpoint."""
+    config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Self:
+        """Reads a command line: the recipe (its first word) gives the defaults, or the run that is resumed does."""
+        recipe, rest = (arguments[0], arguments[1:]) if arguments and arguments[0][0] != "-" else ("", arguments)
+        if not recipe and not {"-h", "--help"} & set(arguments):
+            raise TrainerError(f"train needs a recipe as its first word; one of {', '.join(RECIPES)}")
+        default = _saved_config(rest) or (get_recipe(recipe) if recipe else RunConfig())
+        if recipe and default.recipe != recipe:
+            raise TrainerError(f"--out holds a run of recipe {default.recipe!r}, not {recipe!r}; give another --out")
+        return tyro.cli(
+            cls,
+            args=list(rest),
+            prog=f"slidegrad train {recipe or 'RECIPE'}",
+            default=cls(manifests=tyro.MISSING, labels=tyro.MISSING, out=tyro.MISSING, config=default),
+        )
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from trainer.job import cores_per_rank
+        from trainer.launch import is_launched, launch
+        from trainer.topology import Topology
+
+        if self.nproc < 1:
+            raise TrainerError(f"--nproc {self.nproc}: expected at least 1")
+        if is_launched() or self.nproc == 1:
+            return self._run_rank()
+        topology = Topology.make(self.nproc, self.config.machine.aggregator, self.config.virtual_ranks)
+        self._prepare(topology)
+        launch(self._rank_arguments(), self.nproc, cores_per_rank(topology))
+        result = json.loads((self.out / "result.json").read_text())
+        return result, 1 if result["num_skipped"] else 0
+
+    def _prepare(self, topology: "Topology") -> None:
+        from trainer.prepare import prepare_run
+
+        prepare_run(
+            self.out,
+            self.config,
+            manifests=self.manifests,
+            labels=self.labels,
+            topology=topology,
+            resume=self.resume,
+        )
+
+    def _run_rank(self) -> tuple[dict[str, Any], int]:
+        """This rank's part of the run. Only the aggregator has the result; ranks of a group always end with 0."""
+        from trainer.comm import Comm, join_group, leave_group
+        from trainer.launch import is_launched
+        from trainer.loop import Loop
+        from trainer.outcome import conclude
+        from trainer.prepare import open_run
+        from trainer.topology import Topology
+
+        rank, world_size, device = join_group()
+        try:
+            topology = Topology.make(world_size, self.config.machine.aggregator, self.config.virtual_ranks)
+            comm = Comm(topology, rank, device)
+            if comm.is_aggregator:
+                self._prepare(topology)
+            comm.barrier()
+            with progress_bar() as bar:
+                loop = Loop(open_run(self.out), comm, _Tick(bar) if comm.is_aggregator else _silent)
+                loop.run()
+                result = conclude(loop)
+        finally:
+            leave_group()
+        return result, 1 if result.get("num_skipped") and not is_launched() else 0
+
+    def _rank_arguments(self) -> list[str]:
+        """The command line of a rank; everything that matters is in `config.yaml` by now."""
+        paths = {"--manifests": self.manifests, "--labels": self.labels, "--out": self.out}
+        return [self.config.recipe, *(str(word) for pair in paths.items() for word in pair), "--resume"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a split of a finished run with its best checkpoint: AUC with its interval, and the report anew."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The run's folder."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which slides."""
+    manifests: Path | None = None
+    """The manifests folder, if it is not where it was."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from trainer.outcome import evaluate
+
+        with progress_bar() as bar:
+            result = evaluate(self.run_folder, self.split, self.manifests, _Tick(bar))
+        return result, 1 if result["num_skipped"] else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heatmap:
+    """Attention of a run over one slide, as a PNG over the slide's thumbnail."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The run's folder."""
+    slide_id: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SLIDE_ID")]
+    """A slide of the run's cohort."""
+    manifests: Path | None = None
+    """The manifests folder, if it is not where it was."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from trainer.outcome import draw_one_heatmap
+
+        return draw_one_heatmap(self.run_folder, self.slide_id, self.manifests), 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Show that ranks and virtual ranks give one process's gradients, to rounding; exit 1 if they do not."""
+
+    encoder: tuple[str, ...] = ("linear", "conv", "vit_tiny_patch16_224")
+    """linear, conv, or any timm model."""
+    ranks: Annotated[str, tyro.conf.arg(metavar="N,N,…")] = "1,2,3,4"
+    """Encoder ranks; the aggregator is one more process."""
+    virtual_ranks: Annotated[str, tyro.conf.arg(metavar="V,V,…")] = "1,3"
+    """Virtual ranks that each encoder rank runs."""
+    bn: Literal["frozen", "virtual"] = "frozen"
+    """frozen: against one single pass; virtual: BatchNorm per virtual rank, against one process with the same."""
+    inject_fault: Literal["none", "scale", "drop", "swap"] = "none"
+    """Do one thing wrong, to see that it is noticed."""
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        from trainer.verify import NUM_TILES, Case, verify
+
+        cases = [
+            Case(
+                encoder=encoder,
+                dtype=dtype,
+                num_tiles=num_tiles,
+                num_ranks=ranks,
+                num_virtual=ranks * virtual,
+                batchnorm=self.bn,
+                fault=self.inject_fault,
+            )
+            for ranks in _counts("--ranks", self.ranks)
+            for encoder in self.encoder
+            for dtype in ("float64", "float32")
+            for virtual in _counts("--virtual-ranks", self.virtual_ranks)
+            for num_tiles in NUM_TILES
+        ]
+        print(
+            "gradients of encoder and aggregator against one process; dropout off; BatchNorm "
+            + ("frozen" if self.bn == "frozen" else "per virtual rank, in the reference too"),
+            file=sys.stderr,
+        )
+        with progress_bar() as bar:
+            task = bar.add_task("comparing", total=len(cases))
+            results = []
+            for result in verify(cases):
+                results.append(result)
+                bar.advance(task)
+        table = Table("encoder", "dtype", "tiles", "ranks", "virtual", "whole model", "worst tensor", "holds")
+        for r in results:
+            c = r.case
+            row = [c.encoder, c.dtype, c.num_tiles, c.num_ranks, c.num_virtual, f"{r.whole:.1e}", f"{r.worst:.1e}"]
+            table.add_row(*map(str, row), "yes" if r.holds else "NO")
+        Console(file=sys.stderr, width=110).print(table)
+        holds = all(r.holds for r in results)
+        worst = {dtype: max(r.whole for r in results if r.case.dtype == dtype) for dtype in ("float64", "float32")}
+        return {"holds": holds, "num_cases": len(results), "max_error": worst, "fault": self.inject_fault}, int(
+            not holds
+        )
+
+
+class _Tick:
+    """One progress bar per phase of a run (an epoch, a validation), made at its first slide."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, *, doing: str, total: int, about: str = "", note: str = "") -> None:
+        if note:
+            self._bar.console.print(note)
+        if doing not in self._tasks:
+            for task in self._tasks.values():
+                self._bar.remove_task(task)
+            self._tasks = {doing: self._bar.add_task(doing, total=total)}
+        self._bar.update(self._tasks[doing], advance=1, description=f"{doing} {about}".strip())
+
+
+def _silent(*, doing: str, total: int, about: str = "", note: str = "") -> None:
+    """The progress of ranks that do not speak."""
+
+
+def _saved_config(arguments: Sequence[str]) -> RunConfig | None:
+    """The config of the run that --resume goes on with, for the flags' defaults."""
+    if "--resume" not in arguments or "--out" not in arguments[:-1]:
+        return None
+    file = Path(arguments[list(arguments).index("--out") + 1]) / "config.yaml"
+    return RunConfig.from_yaml(file.read_text(), str(file)) if file.exists() else None
+
+
+def _counts(flag: str, text: str) -> list[int]:
+    try:
+        counts = [int(word) for word in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise TrainerError(f"{flag} {text}: expected numbers from 1, separated by commas")
+    return counts

@@ -1,0 +1,63 @@
+"""What a run leaves behind while it runs: `metrics.jsonl`, one JSON object a line, and the same for TensorBoard."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+class Journal:
+    """Appends events; only the aggregator rank keeps one.
+
+    Events: run, step, epoch, skip, end. A resumed run appends; of two lines for one step or epoch the last counts.
+    """
+
+    def __init__(self, run: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        run.mkdir(parents=True, exist_ok=True)
+        file = run / "metrics.jsonl"
+        is_torn = file.exists() and file.read_bytes()[-1:] not in (b"", b"\n")
+        self._stream = file.open("a", encoding="utf-8")
+        if is_torn:  # A run that was killed in the middle of a line.
+            self._stream.write("\n")
+        self._board = SummaryWriter(str(run / "tensorboard"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+        self._board.close()
+
+    def write(self, event: str, at: int | None = None, **values: Any) -> None:
+        """Writes one event.
+
+        Args:
+            event: its kind.
+            at: position on TensorBoard's axis (the step or epoch); None for events that are not curves.
+            values: what happened; NaN becomes null.
+        """
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._stream.write(json.dumps({"event": event, **plain}, ensure_ascii=False) + "\n")
+        self._stream.flush()
+        for name, value in plain.items() if at is not None else ():
+            if isinstance(value, float):
+                self._board.add_scalar(f"{event}/{name}", value, at)
+
+
+def read_events(run: Path) -> Iterator[dict[str, Any]]:
+    """The events of a run; a torn last line is passed over."""
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue

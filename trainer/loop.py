@@ -1,0 +1,206 @@
+"""The loop: epochs of one slide a step, validation on whole slides, checkpoints, and the test at the end.
+
+Runs on every rank. What a rank decides it decides from what all ranks know, so that nobody waits for a call that
+another never makes; the aggregator alone writes the journal, the scores and the report.
+"""
+
+import math
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+
+from tiler.version import VERSION
+from trainer.checkpoint import chosen_checkpoint, list_checkpoints, load_half, read_state, save_checkpoint
+from trainer.comm import Comm
+from trainer.errors import TrainerError
+from trainer.job import Job, cores_per_rank
+from trainer.journal import Journal
+from trainer.model import build_engine, halves_of, load_weights
+from trainer.sampler import SlideSampler
+from trainer.schedule import learning_rate
+from trainer.scoring import Score, Tick, score_split, split_auc
+
+
+class Loop:
+    """One run on one rank.
+
+    Args:
+        job: the run.
+        comm: this rank's end of the group.
+        tick: progress.
+    """
+
+    def __init__(self, job: Job, comm: Comm, tick: Tick) -> None:
+        self.job, self.comm, self.tick = job, comm, tick
+        config = job.config
+        if comm.device.type == "cpu":
+            torch.set_num_threads(cores_per_rank(comm.topology))
+        self.engine = build_engine(config, comm, tile_px=job.tile_px, num_classes=len(job.cohort.classes))
+        self.loader = job.loader(comm.topology)
+        self.sampler = SlideSampler(
+            job.cohort.num_tiles("train"),
+            comm.topology,
+            comm.rank,
+            seed=config.seed,
+            fraction=config.cohort.fraction_per_epoch,
+            tiles=config.tiles,
+        )
+        self.peak = {"encoder": config.optim.lr, "aggregator": config.optim.aggregator_lr or config.optim.lr}
+        self.optimizers = {
+            name: torch.optim.AdamW(half.parameters(), lr=self.peak[name], weight_decay=config.optim.weight_decay)
+            for name, half in halves_of(self.engine).items()
+        }
+        self.steps_per_epoch = len(self.sampler.steps())
+        self.done_epochs = 0
+        self.best: tuple[float, float] | None = None
+        """(validation AUC, minus validation loss) of the best epoch."""
+        self.skipped: list[tuple[str, str]] = []
+
+    def run(self) -> None:
+        """Trains to the end, from the newest checkpoint if there is one."""
+        self._resume()
+        with ExitStack() as stack:
+            journal = stack.enter_context(Journal(self.job.run)) if self.comm.is_aggregator else None
+            started = time.perf_counter()
+            if journal:
+                journal.write("run", **self._describe())
+            for epoch in range(self.done_epochs, self.job.config.optim.epochs):
+                self._epoch(epoch, journal)
+            if journal:
+                journal.write("end", seconds=time.perf_counter() - started)
+
+    def score_best(self, split: str) -> tuple[list[Score], list[tuple[str, str]]]:
+        """Scores a split with the checkpoint chosen on validation."""
+        load_weights(self.engine, self.job.run / "checkpoints" / self.comm.from_aggregator(self._chosen_name()))
+        return score_split(self.engine, self.job, split, self.tick)
+
+    def _chosen_name(self) -> str | None:
+        return chosen_checkpoint(self.job.run).name if self.comm.is_aggregator else None
+
+    def _epoch(self, epoch: int, journal: Journal | None) -> None:
+        started = time.perf_counter()
+        losses: list[float] = []
+        num_tiles, epochs = 0, self.job.config.optim.epochs
+        self.sampler.set_epoch(epoch)
+        steps = self.sampler.steps()
+        num_mine = len(self.comm.topology.virtual_of(self.comm.rank))
+        shards = self.loader.read(self.sampler)
+        labels = self.job.cohort.of("train")
+        self.engine.set_training(True)
+        for plan in steps:
+            step_started = time.perf_counter()
+            rate = self._set_rates(epoch * self.steps_per_epoch + plan.index)
+            for optimizer in self.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+            outcome = self.engine.step(plan, (next(shards) for _ in range(num_mine)), labels[plan.slide_id].label)
+            about = f"loss {np.mean(losses[-50:]):.3f}" if losses else ""
+            note = f"skipped: {outcome.error}" if outcome.error else ""
+            self.tick(doing=f"epoch {epoch + 1} of {epochs}", total=self.steps_per_epoch, about=about, note=note)
+            if outcome.error:
+                self.skipped.append((plan.slide_id, outcome.error))
+                if journal:
+                    journal.write("skip", slide_id=plan.slide_id, epoch=epoch, reason=outcome.error)
+                continue
+            for optimizer in self.optimizers.values():  # 6. update
+                optimizer.step()
+            losses.append(outcome.loss)
+            num_tiles += plan.num_rows
+            if journal:
+                now = time.perf_counter()
+                journal.write(
+                    "step",
+                    at=epoch * self.steps_per_epoch + plan.index,
+                    step=epoch * self.steps_per_epoch + plan.index,
+                    epoch=epoch,
+                    slide_id=plan.slide_id,
+                    loss=outcome.loss,
+                    lr=rate,
+                    num_tiles=plan.num_rows,
+                    step_s=now - step_started,
+                    data_wait_s=outcome.wait_s,
+                )
+        if not losses:
+            raise TrainerError(f"epoch {epoch}: none of {len(steps)} slides could be read; first: {self.skipped[0][1]}")
+        train_s = time.perf_counter() - started
+        val_auc, val_loss = self._validate()
+        self._finish_epoch(epoch, val_auc, val_loss)
+        if journal:
+            journal.write(
+                "epoch",
+                at=epoch,
+                epoch=epoch,
+                train_loss=float(np.mean(losses)),
+                val_loss=val_loss,
+                val_auc=val_auc,
+                seconds=time.perf_counter() - started,
+                tiles_per_s=num_tiles / train_s,
+            )
+
+    def _validate(self) -> tuple[float, float]:
+        """AUC and mean loss on the validation slides, whole; NaN without any."""
+        if not self.job.cohort.of("val"):
+            return math.nan, math.nan
+        scores, _ = score_split(self.engine, self.job, "val", self.tick)
+        loss = float(np.mean([score.loss for score in scores])) if scores else math.nan
+        found: tuple[float, float] = self.comm.from_aggregator((split_auc(scores, self.job.cohort), loss))
+        return found
+
+    def _finish_epoch(self, epoch: int, val_auc: float, val_loss: float) -> None:
+        """Saves a checkpoint; names it best if validation says so. AUC decides, the loss breaks ties."""
+        merit = (val_auc, -val_loss)
+        is_best = math.isfinite(val_auc) and (self.best is None or merit > self.best)
+        self.best = merit if is_best else self.best
+        halves = {
+            name: {"model": half.state_dict(), "optimizer": self.optimizers[name].state_dict()}
+            for name, half in halves_of(self.engine).items()
+        }
+        state = {"epoch": epoch, "best": self.best, "val_auc": val_auc if math.isfinite(val_auc) else None}
+        save_checkpoint(self.job.run, self.comm, halves, state, is_best=is_best)
+
+    def _resume(self) -> None:
+        whole = list_checkpoints(self.job.run)
+        name = self.comm.from_aggregator(whole[-1].name if whole else None)
+        if name is None:
+            return
+        newest = self.job.run / "checkpoints" / name
+        state = read_state(newest)
+        self.done_epochs = state["epoch"] + 1
+        self.best = tuple(state["best"]) if state["best"] else None
+        for half_name, half in halves_of(self.engine).items():
+            saved = load_half(newest, half_name)
+            half.load_state_dict(saved["model"])
+            self.optimizers[half_name].load_state_dict(saved["optimizer"])
+
+    def _set_rates(self, step: int) -> float:
+        optim = self.job.config.optim
+        rates = {
+            name: learning_rate(
+                step,
+                peak=peak,
+                num_steps=optim.epochs * self.steps_per_epoch,
+                num_warmup=round(optim.warmup_epochs * self.steps_per_epoch),
+            )
+            for name, peak in self.peak.items()
+        }
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rates[name]
+        return rates["encoder"]
+
+    def _describe(self) -> dict[str, Any]:
+        topology, config = self.comm.topology, self.job.config
+        return {
+            "recipe": config.recipe,
+            "version": VERSION,
+            "torch": torch.__version__,
+            "device": self.comm.device.type,
+            "world_size": topology.world_size,
+            "num_encoder_ranks": topology.num_encoders,
+            "virtual_ranks": topology.num_virtual,
+            "num_slides": {split: len(self.job.cohort.of(split)) for split in ("train", "val", "test")},
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }

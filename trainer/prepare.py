@@ -1,0 +1,76 @@
+"""Before the first rank starts: all input is checked, and the run's folder gets its config and its cohort."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+
+from manifests import open_manifests
+from manifests.files import write_text
+from trainer.cohort import Cohort, load_cohort
+from trainer.comm import Comm
+from trainer.config import RunConfig
+from trainer.errors import TrainerError
+from trainer.job import Job
+from trainer.model import build_engine
+from trainer.topology import Topology
+
+
+def prepare_run(
+    run: Path, config: RunConfig, *, manifests: Path, labels: Path, topology: Topology, resume: bool
+) -> None:
+    """Writes `config.yaml` (resolved) and `cohort.csv` (with splits), or checks that a resumed run still fits them.
+
+    Args:
+        run: the run's folder.
+        config: as the flags gave it.
+        manifests: the manifests folder.
+        labels: the labels file; a resumed run keeps its cohort and does not read it.
+        topology: the ranks.
+        resume: go on with the run that is there.
+
+    Raises:
+        SlidegradError: anything that would stop the run later, in one sentence.
+    """
+    file = run / "config.yaml"
+    if file.exists() and not resume:
+        raise TrainerError(f"{run} holds another run; give --resume to go on with it, or another --out")
+    if resume and not file.exists():
+        raise TrainerError(f"--resume: {run} holds no run (no config.yaml)")
+    machine = dataclasses.replace(config.machine, manifests=manifests.resolve())
+    config = dataclasses.replace(config, machine=machine).resolved(topology.num_encoders)
+    if resume:
+        if changed := config.differences(read_config(run)):
+            raise TrainerError(f"--resume with other settings than the run's: {', '.join(changed)}")
+        cohort = Cohort.read(run / "cohort.csv")
+    else:
+        cohort = load_cohort(labels, open_manifests(manifests), config.cohort, config.seed)
+    for note in cohort.notes:
+        print(f"note: {note}", file=sys.stderr)
+    job = Job.open(run, config, cohort)
+    # Refuses an unknown encoder, or weights that do not fit.
+    alone = Comm(Topology.make(1, "auto", 1), 0, torch.device("cpu"))
+    build_engine(config, alone, tile_px=job.tile_px, num_classes=len(cohort.classes))
+    cohort.write(run / "cohort.csv")
+    write_text(file, config.to_yaml())
+
+
+def read_config(run: Path) -> RunConfig:
+    """The run's config.
+
+    Raises:
+        TrainerError: the folder holds no run.
+    """
+    file = run / "config.yaml"
+    if not file.exists():
+        raise TrainerError(f"{run}: no run here (no config.yaml)")
+    return RunConfig.from_yaml(file.read_text(encoding="utf-8"), str(file))
+
+
+def open_run(run: Path, manifests: Path | None = None) -> Job:
+    """The job of a prepared run, its manifests at `manifests` if they have moved."""
+    config = read_config(run)
+    if manifests is not None:
+        config = dataclasses.replace(config, machine=dataclasses.replace(config.machine, manifests=manifests))
+    return Job.open(run, config, Cohort.read(run / "cohort.csv"))
