@@ -4,6 +4,7 @@
 place where file names are kept (file names at hospitals often hold names of people), readable by its owner alone.
 """
 
+import logging
 import os
 import uuid
 from collections.abc import Mapping
@@ -13,15 +14,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.errors import ManifestError
-from manifests.files import atomic_path, read_record
+from manifests.files import atomic_path, read_record, read_table
 from manifests.schema import CATALOG_SCHEMA, SlideRecord, records_to_catalog
 
+_log = logging.getLogger(__name__)
 _PATHS_SCHEMA = pa.schema([("slide_id", pa.string()), ("archive", pa.string()), ("path", pa.string())])
 
 
 def scan_records(root: Path) -> list[SlideRecord]:
-    """Every slide's record, read from the manifests' footers."""
-    return [read_record(file) for file in sorted((root / "tiles").glob("??/*.parquet"))]
+    """Every slide's record, read from the manifests' footers; an unreadable one is passed over with a warning."""
+    records = []
+    for file in sorted((root / "tiles").glob("??/*.parquet")):
+        try:
+            records.append(read_record(file))
+        except ManifestError as error:
+            _log.warning("left out of the catalogue: %s", error)
+    return records
 
 
 def rebuild_catalog(root: Path) -> pa.Table:
@@ -41,7 +49,7 @@ def read_catalog(root: Path) -> pa.Table:
     if not (root / "tiles").is_dir():
         raise ManifestError(f"{root}: no manifests here (no folder tiles/); run `slidegrad tile ARCHIVE --out {root}`")
     try:
-        catalog = pq.read_table(root / "catalog.parquet")
+        catalog = read_table(root / "catalog.parquet")
         if catalog.schema.equals(CATALOG_SCHEMA):
             return catalog
     except (OSError, pa.ArrowException):

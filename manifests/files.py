@@ -52,7 +52,7 @@ def write_text(final: Path, text: str) -> None:
 
 
 def disk_name(slide_id: str) -> str:
-    """The slide id as a file stem: `[A-Za-z0-9._-]`, at most 120 bytes, a hash appended wherever anything was changed."""
+    """The slide id as a file stem: `[A-Za-z0-9._-]`, at most 120 bytes, a hash appended where anything was changed."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", unicodedata.normalize("NFC", slide_id))
     if name == slide_id and len(name) <= _MAX_NAME_BYTES and not name.startswith("."):
         return name
@@ -88,14 +88,20 @@ def write_manifest(file: Path, manifest: Manifest, config_json: str = "{}") -> N
         pq.write_table(table, partial, compression="zstd")
 
 
+def read_table(file: Path) -> pa.Table:
+    """Reads a Parquet file that others may replace meanwhile: opened once, where `pq.read_table` opens it twice."""
+    with pq.ParquetFile(file) as opened:
+        return opened.read()
+
+
 def read_manifest(file: Path | str) -> Manifest:
     """Reads one manifest.
 
     Raises:
         ManifestError: no such file, a torn file, or another schema.
     """
-    table = _guarded(Path(file), pq.read_table)
-    record = SlideRecord.from_json(table.schema.metadata.get(_METADATA_KEY, b""), str(file))
+    table = _guarded(Path(file), read_table)
+    record = SlideRecord.from_json((table.schema.metadata or {}).get(_METADATA_KEY, b""), str(file))
     return Manifest.from_table(record, table)
 
 
@@ -108,11 +114,12 @@ def read_record(file: Path | str) -> SlideRecord:
 def _guarded(file: Path, read: object) -> pa.Table:
     try:
         found = read(file)  # type: ignore[operator]
+        schema = found.schema if isinstance(found, pa.Table) else found
+        names = schema.names
     except FileNotFoundError:
         raise ManifestError(f"{file}: no such manifest") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # The last: a damaged column name.
         raise ManifestError(f"{file}: not a readable manifest ({error})") from None
-    schema = found.schema if isinstance(found, pa.Table) else found
     if not schema.remove_metadata().equals(TILE_SCHEMA):
-        raise ManifestError(f"{file}: columns {schema.names}, expected {TILE_SCHEMA.names}")
+        raise ManifestError(f"{file}: columns {names}, expected {TILE_SCHEMA.names}")
     return found

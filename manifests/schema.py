@@ -84,7 +84,7 @@ class SlideRecord:
         """
         try:
             data = json.loads(text)
-            version, fields = data["schema_version"], data["slide"]
+            version, fields = data["schema_version"], dict(data["slide"])
         except (ValueError, KeyError, TypeError) as error:
             raise ManifestError(f"{where}: not a Slidegrad manifest ({type(error).__name__}: {error})") from None
         if version != SCHEMA_VERSION:

@@ -4,12 +4,15 @@ import csv
 import glob
 import multiprocessing
 import os
+import signal
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+
+import cv2
 
 from manifests.catalog import rebuild_catalog, write_paths
 from manifests.errors import ManifestError
@@ -36,22 +39,33 @@ def find_slides(archive: str) -> tuple[Path, dict[str, str]]:
         TilerError: nothing found.
     """
     given = Path(archive).expanduser()
+    named: set[Path] = set()  # What the user named is tried whatever its suffix.
     if given.is_dir():
         base, files = given, _walk(given)
     elif given.is_file() and given.suffix.lower() in (".csv", ".txt"):
         base, files = given.parent, _listed(given)
+        named = set(files)
     elif given.is_file():
         base, files = given.parent, [given]
+        named = {given}
     else:
         files = [Path(name) for name in glob.glob(archive, recursive=True)]
         base = Path(os.path.commonpath(files)) if len(files) > 1 else Path(archive).parent
-    base = base.resolve()
-    slides = sorted(
-        {Path(os.path.relpath(f.absolute(), base)) for f in files if f.suffix.lower() in SLIDE_SUFFIXES or f == given}
-    )
+    slides = sorted({_under(base, f) for f in files if f.suffix.lower() in SLIDE_SUFFIXES or f in named})
     if not slides:
         raise TilerError(f"{archive}: no slides found (looked for {' '.join(SLIDE_SUFFIXES)})")
-    return base, name_slides(slides)
+    for slide in slides:
+        if slide != Path(os.fsencode(slide).decode(errors="replace")):
+            raise TilerError(f"{archive}: file name {os.fsencode(slide)!r} is not UTF-8; rename it")
+    return base.resolve(), name_slides(slides)
+
+
+def _under(base: Path, file: Path) -> Path:
+    """`file` as seen from the real `base`; a link in the way to `base` itself does not show in it."""
+    given, absolute = Path(os.path.abspath(base)), Path(os.path.abspath(file))
+    return (
+        absolute.relative_to(given) if absolute.is_relative_to(given) else Path(os.path.relpath(file, base.resolve()))
+    )
 
 
 def name_slides(paths: list[Path]) -> dict[str, str]:
@@ -68,7 +82,7 @@ def name_slides(paths: list[Path]) -> dict[str, str]:
         slide_id = stem(path)
         if stems[slide_id] > 1:
             slide_id = "__".join([*(p for p in path.parent.parts if p != ".."), slide_id])
-        if slide_id in named:  # a.svs beside a.tif: the suffix tells them apart.
+        while slide_id in named:  # a.svs beside a.tif: the suffix tells them apart.
             slide_id = f"{slide_id}__{path.suffix[1:].lower()}"
         named[slide_id] = str(path)
     return named
@@ -111,7 +125,7 @@ def tile_archive(
     done: dict[str, SlideRecord] = {}
     todo: dict[str, Path] = {}
     for slide_id, relative in slides.items():
-        record = None if overwrite else _still_valid(out, slide_id, base / relative, config)
+        record = None if overwrite else _still_valid(out, slide_id, base / relative, config, csv_mpp)
         if record is None:
             todo[slide_id] = base / relative
         else:
@@ -136,7 +150,7 @@ def _run(
             yield tile_slide(path, slide_id, out, config, csv_mpp=csv_mpp.get(slide_id))
         return
     # spawn, not fork: the readers hold threads and handles that do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker) as pool:
         futures = [
             pool.submit(tile_slide, path, slide_id, out, config, csv_mpp=csv_mpp.get(slide_id))
             for slide_id, path in todo.items()
@@ -150,24 +164,27 @@ def _run(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _quiet() -> None:
-    import cv2
-
+def _prepare_worker() -> None:
     cv2.setNumThreads(1)  # One slide, one core: the pool is what runs in parallel.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer; workers finish their slide.
 
 
-def _still_valid(out: Path, slide_id: str, path: Path, config: TilerConfig) -> SlideRecord | None:
+def _still_valid(
+    out: Path, slide_id: str, path: Path, config: TilerConfig, csv_mpp: Mapping[str, float]
+) -> SlideRecord | None:
     """The record already there, if it was made with this config from this very file, and did not fail."""
     try:
         record = read_record(tiles_path(out, slide_id))
         same = record.status != "failed" and record.config_hash == config.hash
+        if record.mpp_source in ("csv", "default"):  # The user's table is not in the config's hash.
+            same = same and record.mpp_x == csv_mpp.get(slide_id, config.default_mpp)
         return record if same and record.fingerprint == fingerprint(path) else None
     except (ManifestError, OSError):
         return None
 
 
 def _walk(root: Path) -> list[Path]:
-    """Files below `root`, each real folder once, so that a loop of links ends; an MRXS's data folder is not searched."""
+    """Files below `root`, each real folder once, so that a loop of links ends; not in an MRXS's data folder."""
     found: list[Path] = []
     seen: set[str] = set()
     for folder, names, files in os.walk(root, followlinks=True):
@@ -184,9 +201,14 @@ def _walk(root: Path) -> list[Path]:
 
 def _listed(file: Path) -> list[Path]:
     """Paths named in a CSV (column `path`, or the first) or a text file, relative ones from the file's folder."""
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        rows = [row for row in csv.reader(stream) if row and row[0].strip()]
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+    except UnicodeDecodeError:
+        raise TilerError(f"{file}: this list is not UTF-8; save it as UTF-8") from None
     column = rows[0].index("path") if rows and "path" in rows[0] else 0
+    if short := sum(len(row) <= column or not row[column].strip() for row in rows):
+        raise TilerError(f"{file}: {short} of {len(rows)} lines have no path in column {column + 1}")
     names = [row[column].strip() for row in rows if row[column].strip() != "path"]
     missing = [name for name in names if not (file.parent / name).exists()]
     if missing:

@@ -88,7 +88,7 @@ def build_manifest(path: str | Path, slide_id: str, config: TilerConfig, *, csv_
 def tile_slide(
     path: Path, slide_id: str, out: Path, config: TilerConfig, *, csv_mpp: float | None = None
 ) -> SlideRecord:
-    """Builds and writes one slide's manifest, whatever comes: a slide that cannot be used gets a manifest that says why.
+    """Builds and writes one slide's manifest; a slide that cannot be used gets a manifest that says why.
 
     This is the per-slide boundary: no error of a single slide leaves it, except Ctrl-C and a full disk.
     """

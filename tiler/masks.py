@@ -10,6 +10,7 @@ import zarr
 from numpy.typing import NDArray
 
 from manifests.files import atomic_path
+from manifests.geometry import level_to_l0
 from tiler.errors import TilerError
 from tiler.slide import Slide
 
@@ -47,7 +48,7 @@ def read_thumbnail(slide: Slide, mpp_l0: float) -> tuple[NDArray[np.uint8], floa
         rows = min(strip_h, level.height - top)
         if rows < factor and strips:
             break
-        strip = slide.read(0, round(top * level.downsample), index, level.width, rows)
+        strip = slide.read(0, int(level_to_l0(np.array(top), level.downsample)), index, level.width, rows)
         size = max(1, level.width // factor), max(1, rows // factor)
         crop = strip[: size[1] * factor, : size[0] * factor]
         strips.append(cv2.resize(np.ascontiguousarray(crop), size, interpolation=cv2.INTER_AREA))

@@ -115,6 +115,8 @@ def read_mpp_csv(path: Path) -> dict[str, float]:
             rows = list(csv.DictReader(stream))
     except OSError as error:
         raise TilerError(f"--mpp-csv {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise TilerError(f"--mpp-csv {path}: not UTF-8; save it as UTF-8") from None
     if not rows or not {"slide_id", "mpp"} <= set(rows[0]):
         raise TilerError(f"--mpp-csv {path}: expected the columns slide_id, mpp and at least one row")
     out: dict[str, float] = {}

@@ -1,124 +1,24 @@
-"""Opening a slide: cuCIM first, OpenSlide where cuCIM cannot, one small interface over both.
+"""Opening a slide: cuCIM first, OpenSlide where cuCIM cannot, chosen per file.
 
-Both are only asked for pixels of the pyramid; label and macro images are never opened. OpenSlide, which knows every
-vendor's header, tells the scale and the vendor even where cuCIM reads the pixels. A handle is cheap to open, is used
-from many threads (both libraries allow that), and never crosses a process border.
+OpenSlide, which knows every vendor's header, tells the scale and the vendor even where cuCIM reads the pixels.
 """
 
-import functools
 import hashlib
 import math
-import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import openslide
 from numpy.typing import NDArray
 
+from tiler.backends import PAD_VALUE, CucimPixels, OpenslidePixels, Pixels
 from tiler.errors import ReadError, TilerError
 from tiler.scale import MppReading, read_mpp
 
 Backend = Literal["auto", "cucim", "openslide"]
-PAD_VALUE = 255
-"""Every backend shows this past the edge of a slide."""
 _CUCIM_VENDORS = ("aperio", "philips", "generic-tiff")
 _FINGERPRINT_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True)
-class Level:
-    """One level of the pyramid: its size in px, its px per tile of the file, level-0 px per px."""
-
-    width: int
-    height: int
-    tile_w: int
-    tile_h: int
-    downsample: float
-
-
-class Pixels(Protocol):
-    """What a backend answers."""
-
-    name: str
-    levels: tuple[Level, ...]
-
-    def read(self, x_l0: int, y_l0: int, level: int, width: int, height: int) -> NDArray[np.uint8]:
-        """RGB, (height, width, 3). Origin in level-0 px, size in px of `level`."""
-
-    def is_exact(self, level: int) -> bool:
-        """A region's pixels do not depend on where the read that holds it began."""
-
-
-class CucimPixels:
-    """cuCIM: releases the GIL, and maps level-0 px to level px by floor(x_l0 / downsample)."""
-
-    name = "cucim"
-
-    def __init__(self, path: Path) -> None:
-        self._slide: Any = _load_cucim()(str(path))
-        r = self._slide.resolutions
-        self.levels = tuple(
-            Level(w, h, tw, th, d)
-            for (w, h), (tw, th), d in zip(
-                r["level_dimensions"], r["level_tile_sizes"], r["level_downsamples"], strict=True
-            )
-        )
-
-    def read(self, x_l0: int, y_l0: int, level: int, width: int, height: int) -> NDArray[np.uint8]:
-        region = self._slide.read_region((x_l0, y_l0), (width, height), level)
-        return np.asarray(region)[..., :3]
-
-    def is_exact(self, level: int) -> bool:  # noqa: ARG002 - the protocol's signature
-        return True
-
-
-@functools.cache
-def _load_cucim() -> Any:
-    """cuCIM's slide class, imported once. Without a GPU its C code then complains on stderr, though nothing is amiss: not shown."""
-    os.environ.setdefault("CUFILE_LOGFILE_PATH", os.devnull)  # Else it leaves a cufile.log where the user stands.
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        import cucim
-
-        return cucim.CuImage  # The compiled part is loaded at the first use of a name.
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-class OpenslidePixels:
-    """OpenSlide: interpolates where x_l0 / downsample is no whole number, so blocks are exact at whole downsamples only."""
-
-    name = "openslide"
-
-    def __init__(self, path: Path) -> None:
-        self._slide = openslide.OpenSlide(path)
-        prop = self._slide.properties
-        self.levels = tuple(
-            Level(
-                w,
-                h,
-                int(prop.get(f"openslide.level[{i}].tile-width", 256)),
-                int(prop.get(f"openslide.level[{i}].tile-height", 256)),
-                d,
-            )
-            for i, ((w, h), d) in enumerate(
-                zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
-            )
-        )
-
-    def read(self, x_l0: int, y_l0: int, level: int, width: int, height: int) -> NDArray[np.uint8]:
-        rgba = np.asarray(self._slide.read_region((x_l0, y_l0), level, (width, height)))
-        rgb = np.ascontiguousarray(rgba[..., :3])
-        rgb[rgba[..., 3] == 0] = PAD_VALUE  # Transparent: past the edge, or never scanned.
-        return rgb
-
-    def is_exact(self, level: int) -> bool:
-        return float(self.levels[level].downsample).is_integer()
 
 
 class Slide:
@@ -188,18 +88,17 @@ def open_slide(path: str | Path, backend: Backend = "auto") -> Slide:
         raise TilerError(f"{path.name}: empty file (0 bytes)")
     try:
         fallback = OpenslidePixels(path)
-        properties = dict(fallback._slide.properties)
     except openslide.OpenSlideError as error:
         raise TilerError(f"{path.name}: not a slide that can be opened ({error})") from None
-    vendor = properties.get("openslide.vendor", "")
+    vendor = fallback.properties.get("openslide.vendor", "")
     pixels: Pixels = fallback
     if backend == "cucim" or (backend == "auto" and vendor in _CUCIM_VENDORS):
         pixels = _try_cucim(path, fallback, must=backend == "cucim")
-    return Slide(path, pixels, vendor, read_mpp(path, vendor, properties))
+    return Slide(path, pixels, vendor, read_mpp(path, vendor, fallback.properties))
 
 
 def _try_cucim(path: Path, fallback: OpenslidePixels, *, must: bool) -> Pixels:
-    """cuCIM if it opens the slide and sees the pyramid that OpenSlide sees; else the fallback, or an error if it must."""
+    """cuCIM if it opens the slide and sees the levels that OpenSlide sees; else the fallback, or an error."""
     try:
         pixels = CucimPixels(path)
     except ImportError:

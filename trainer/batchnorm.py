@@ -62,6 +62,7 @@ class RunningStats:
     def __init__(self, encoder: nn.Module) -> None:
         self.layers = [layer for layer in own_layers(encoder) if layer.running_mean is not None]
         self._before = self._current()
+        self._tracked = [layer.num_batches_tracked for layer in self.layers]
         # Per buffer the sum over tiles, and the number of tiles: tensors that ranks can add up.
         self.sums = [torch.zeros_like(buffer) for buffer in self._before]
         like = self._before[0] if self._before else torch.zeros(())
@@ -79,9 +80,8 @@ class RunningStats:
         """Writes the means over all tiles, after the sums were added up over ranks."""
         if self.layers and self.num_tiles.item():
             self._set([total / self.num_tiles for total in self.sums])
-            for layer in self.layers:
-                if layer.num_batches_tracked is not None:
-                    layer.num_batches_tracked += 1
+            for layer, tracked in zip(self.layers, self._tracked, strict=True):
+                layer.num_batches_tracked = None if tracked is None else tracked + 1
 
     def _current(self) -> list[Tensor]:
         """Running means and variances, layer after layer."""
@@ -91,6 +91,8 @@ class RunningStats:
     def _restore(self) -> None:
         # New tensors, not copies into the old ones: a graph that is kept holds the old ones for its backward pass.
         self._set([buffer.clone() for buffer in self._before])
+        for layer, tracked in zip(self.layers, self._tracked, strict=True):
+            layer.num_batches_tracked = None if tracked is None else tracked.clone()
 
     def _set(self, buffers: list[Tensor]) -> None:
         for layer, mean, var in zip(self.layers, buffers[::2], buffers[1::2], strict=True):

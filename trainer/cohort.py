@@ -206,7 +206,7 @@ def _match(name: str, catalog: dict[str, object]) -> str:
 
 
 def _sides(keys: Iterable[tuple[str, str, str]]) -> dict[str, str]:
-    """slide_id to a group name; slides that share a patient or a fingerprint, directly or over others, share a group."""
+    """slide_id to a group name; slides that share a patient or a fingerprint, directly or not, share a group."""
     parent: dict[str, str] = {}
 
     def find(x: str) -> str:

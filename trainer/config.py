@@ -150,7 +150,7 @@ class RunConfig:
     seed: int = 0
     """Everything random follows from it: split, order, tiles, weights, dropout."""
     virtual_ranks: int | None = None
-    """Shards of a slide, each what one GPU is in the paper; the number of encoder ranks if not given, and then fixed."""
+    """Shards of a slide, each what one GPU is in the paper; if not given, the number of encoder ranks at the start."""
     cohort: Cohort = field(default_factory=Cohort)
     tiles: Tiles = field(default_factory=Tiles)
     encoder: Encoder = field(default_factory=Encoder)

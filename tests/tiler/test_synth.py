@@ -103,16 +103,16 @@ def test_both_readers_see_the_same_pyramid(tmp_path: Path, config: CohortConfig,
         assert np.abs(region - smaller).mean() < 4  # JPEG rounds the small level anew
 
 
-def test_labels_are_balanced_pairs_and_patients_have_one_label(cohort: Path) -> None:
+def test_labels_are_balanced_pairs_and_a_pair_is_one_patient(cohort: Path) -> None:
     rows = _labels(cohort)
     assert list(rows[0]) == ["slide_id", "label", "specimen_id", "patient_id"]
     assert [row["slide_id"] for row in rows] == [f"synth_{index:04d}" for index in range(NUM_SLIDES)]
     labels = [int(row["label"]) for row in rows]
     assert all(labels[i] + labels[i + 1] == 1 for i in range(0, NUM_SLIDES, 2))
     assert 0 < sum(labels[::2]) < NUM_SLIDES / 2  # the order says nothing
-    assert len({(row["patient_id"], row["label"]) for row in rows}) == len({row["patient_id"] for row in rows})
-    assert len({(row["patient_id"], row["specimen_id"]) for row in rows}) == len({row["specimen_id"] for row in rows})
-    assert set(Counter(row["patient_id"] for row in rows).values()) == {1, 2}
+    assert len({row["specimen_id"] for row in rows}) == NUM_SLIDES
+    assert all(rows[i]["patient_id"] == rows[i + 1]["patient_id"] for i in range(0, NUM_SLIDES, 2))
+    assert set(Counter(row["patient_id"] for row in rows).values()) == {2}
 
 
 def test_special_cases_are_shared_by_both_labels_of_a_cohort_of_120() -> None:
@@ -121,9 +121,6 @@ def test_special_cases_are_shared_by_both_labels_of_a_cohort_of_120() -> None:
         by_label = Counter(plan.label for plan in special)
         assert by_label[0] == by_label[1]
         assert 6 <= by_label.total() <= 10
-    doubles = [patient for patient, count in Counter(plan.patient_id for plan in plans).items() if count == 2]
-    double_labels = Counter(next(plan.label for plan in plans if plan.patient_id == patient) for patient in doubles)
-    assert abs(double_labels[0] - double_labels[1]) <= 1
 
 
 def test_foci_cover_the_promised_share_at_full_size() -> None:

@@ -1,0 +1,54 @@
+# Everything is installed into .venv; nothing else on the machine is touched.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+EXTRAS ?= cu13,train,serve,test
+SEED ?= 0
+SLIDES ?=
+LABELS ?=
+# With a seed of its own each demo has a folder of its own; the same command again starts the training anew.
+DEMO := out/demo-seed$(SEED)$(if $(SLIDES),-own,)
+
+.PHONY: setup demo test quick lint bench torture clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@touch $@
+
+demo: setup
+	@test -z "$(SLIDES)" -o -n "$(LABELS)" || { echo "make demo SLIDES=… needs LABELS=…, a CSV with slide_id,label" >&2; exit 2; }
+	@rm -rf $(DEMO)/run
+ifeq ($(SLIDES),)
+	$(RUN)/slidegrad synth --out $(DEMO)/cohort --slides 120 --seed $(SEED)
+	$(RUN)/slidegrad tile $(DEMO)/cohort/slides --out $(DEMO)/manifests --tile-px 64 --mpp 1.0
+	$(RUN)/slidegrad train demo --manifests $(DEMO)/manifests --labels $(DEMO)/cohort/labels.csv --out $(DEMO)/run --seed $(SEED) --nproc 3
+else
+	$(RUN)/slidegrad tile "$(SLIDES)" --out $(DEMO)/manifests --tile-px 64 --mpp 1.0 || test $$? -eq 1
+	$(RUN)/slidegrad train demo --manifests $(DEMO)/manifests --labels "$(LABELS)" --out $(DEMO)/run --seed $(SEED) --nproc 3
+endif
+	@echo "report: $(abspath $(DEMO)/run/report.html)" >&2
+
+test: setup
+	$(RUN)/python -m pytest
+
+quick: setup
+	$(RUN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+bench: setup
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file" >&2; $(RUN)/python $$file || exit 1; done
+
+torture: setup
+	$(RUN)/python -m pytest --full-counts -m "torture or slow"
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

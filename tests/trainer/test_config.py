@@ -1,0 +1,58 @@
+"""Settings: checked, saved, read back; recipes are whole."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from trainer.config import Encoder, Machine, Optim, RunConfig, Tiles
+from trainer.errors import TrainerError
+from trainer.recipes import RECIPES, get_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_their_yaml(name: str) -> None:
+    config = get_recipe(name).resolved(2)
+    assert config.recipe == name
+    assert RunConfig.from_yaml(config.to_yaml(), "config.yaml") == config
+
+
+def test_paths_survive_yaml() -> None:
+    config = RunConfig(encoder=Encoder(weights=Path("w.pth")), machine=Machine(archive=Path("slides")))
+    assert RunConfig.from_yaml(config.to_yaml(), "config.yaml") == config
+
+
+def test_unknown_recipes_and_fields_are_named() -> None:
+    with pytest.raises(TrainerError, match="unknown recipe 'brest'; one of demo"):
+        get_recipe("brest")
+    with pytest.raises(TrainerError, match=r"unknown fields \['sead'\]"):
+        RunConfig.from_yaml("sead: 1\n", "config.yaml")
+
+
+def test_k_per_rank_is_resolved_once() -> None:
+    config = RunConfig(tiles=Tiles(tiles="fixed", k_per_rank=100)).resolved(4)
+    assert (config.virtual_ranks, config.tiles.k, config.tiles.k_per_rank) == (4, 400, None)
+    assert config.resolved(2) == config  # resumed on two ranks
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Tiles(tiles="fixed"), "exactly one of tiles.k, tiles.k_per_rank"),
+        (lambda: Tiles(k=5), "neither tiles.k nor tiles.k_per_rank"),
+        (lambda: Tiles(max_tiles=0), "tiles.max_tiles is 0: expected at least 1"),
+        (lambda: Optim(lr=0), "optim.lr is 0: expected above 0"),
+        (lambda: Optim(epochs=2, warmup_epochs=3), "optim.warmup_epochs"),
+        (lambda: RunConfig(virtual_ranks=0), "virtual_ranks is 0"),
+        (lambda: Machine(keep=-1), "machine.keep"),
+    ],
+)
+def test_settings_without_sense_are_refused(make: object, message: str) -> None:
+    with pytest.raises(TrainerError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_only_what_changes_the_result_makes_another_run() -> None:
+    config = get_recipe("demo")
+    assert config.differences(dataclasses.replace(config, machine=Machine(keep=1))) == []
+    assert config.differences(dataclasses.replace(config, seed=1)) == ["seed"]

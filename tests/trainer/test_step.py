@@ -1,0 +1,168 @@
+"""One answer: a slide's gradients do not depend on how its virtual ranks are spread over processes, nor on memory."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from manifests import part_bounds
+from trainer.aggregators import build_aggregator
+from trainer.comm import Comm
+from trainer.config import Aggregator
+from trainer.ranks import run_ranks
+from trainer.sampler import StepPlan
+from trainer.step import Engine, Shard
+from trainer.topology import Topology
+
+NUM_VIRTUAL, NUM_TILES = 6, 23
+
+
+class Encoder(nn.Module):
+    """Convolution, BatchNorm and dropout over uint8 NHWC tiles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Conv2d(8, 12, 3, 2, bias=False),
+            nn.BatchNorm2d(12),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+
+    def forward(self, tiles_NHWC: Tensor) -> Tensor:
+        features: Tensor = self.layers(tiles_NHWC.permute(0, 3, 1, 2).double() / 255)
+        return features
+
+
+def one_step(
+    rank: int, world_size: int, mode: str, num_virtual: int, num_tiles: int, keep: int | None, steps: int = 1
+) -> dict[str, Tensor]:
+    """What this rank holds after `steps` steps of plain SGD: gradients, parameters and buffers by name, and the loss."""
+    torch.manual_seed(0)
+    encoder, aggregator = Encoder().double(), build_aggregator(Aggregator(hidden=8, dropout=0.2), 12, 2).double()
+    comm = Comm(Topology.make(world_size, mode, num_virtual), rank, torch.device("cpu"))  # type: ignore[arg-type]
+    engine = Engine(
+        comm,
+        encoder if comm.is_encoder else None,
+        aggregator if comm.is_aggregator else None,
+        num_features=12,
+        seed=5,
+        keep=keep,
+        augment=True,
+    )
+    engine.set_training(True)
+    halves = {"encoder": engine.encoder, "aggregator": engine.aggregator}
+    generator = torch.Generator().manual_seed(1)
+    tiles = torch.randint(0, 256, (num_tiles, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    found: dict[str, Tensor] = {}
+    for index in range(steps):
+        plan = StepPlan(index, 0, "slide", num_tiles, num_tiles)
+        bounds = {v: part_bounds(num_tiles, v, num_virtual) for v in comm.topology.virtual_of(rank)}
+        outcome = engine.step(plan, [Shard(v, tiles[begin:end]) for v, (begin, end) in bounds.items()], label=1)
+        assert not outcome.error
+        for name, half in halves.items():
+            for key, parameter in half.named_parameters() if half is not None else ():
+                assert parameter.grad is not None
+                found[f"{name}.{key}.grad"] = parameter.grad.clone()
+                with torch.no_grad():
+                    parameter -= 0.1 * parameter.grad
+                parameter.grad = None
+    for name, half in halves.items():
+        if half is not None:
+            found |= {f"{name}.{key}": value.clone() for key, value in half.state_dict().items()}
+    if comm.is_aggregator:
+        found["loss"] = torch.tensor(outcome.loss, dtype=torch.float64)
+    return found
+
+
+def merged(results: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The halves of all ranks together; ranks that hold the same half must agree to the last bit."""
+    whole: dict[str, Tensor] = {}
+    for result in results:
+        for name, value in result.items():
+            assert name not in whole or torch.equal(whole[name], value), name
+            whole[name] = value
+    return whole
+
+
+def assert_close(found: dict[str, Tensor], true: dict[str, Tensor]) -> None:
+    assert found.keys() == true.keys()
+    for name, value in true.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.slow()
+def test_v6_on_one_two_and_three_encoder_ranks_is_one_answer() -> None:
+    """BatchNorm, dropout and augmentation on, float64, three steps."""
+    arguments: tuple[Any, ...] = (NUM_VIRTUAL, NUM_TILES, None, 3)
+    alone = one_step(0, 1, "shared", *arguments)
+    assert alone["encoder.layers.1.num_batches_tracked"] == 3
+    for world_size, mode in ((2, "dedicated"), (3, "dedicated"), (4, "dedicated"), (2, "shared"), (3, "shared")):
+        assert_close(merged(run_ranks(one_step, world_size, mode, *arguments)), alone)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 4])
+@pytest.mark.parametrize("num_tiles", [NUM_TILES, 4, 1])
+def test_graphs_that_are_not_kept_change_nothing(keep: int, num_tiles: int) -> None:
+    """23 tiles never split evenly into 6; 4 leave shards empty; 1 is normalised by running statistics."""
+    assert_close(
+        one_step(0, 1, "shared", NUM_VIRTUAL, num_tiles, keep), one_step(0, 1, "shared", NUM_VIRTUAL, num_tiles, None)
+    )
+
+
+def test_running_statistics_move_once_per_tile() -> None:
+    """Virtual ranks of equal size: the mean of what each alone would have made of them."""
+    whole = one_step(0, 1, "shared", 2, 8, 0)
+    torch.manual_seed(0)
+    encoder = Encoder().double()
+    encoder.layers[3].p = 0.0  # type: ignore[assignment]
+    start = encoder.layers[1].running_mean.clone()  # type: ignore[operator,union-attr]
+    assert not torch.equal(whole["encoder.layers.1.running_mean"], start)
+    generator = torch.Generator().manual_seed(1)
+    tiles = torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    # The first layer's statistics are those of its convolution's output: flips change which pixels meet the stride,
+    # so compare with the momentum alone: 0.9 of the start and a tenth of something of the size of the batch mean.
+    mean = encoder.layers[0](tiles.permute(0, 3, 1, 2).double() / 255).mean((0, 2, 3))
+    moved = whole["encoder.layers.1.running_mean"] - 0.9 * start
+    torch.testing.assert_close(moved, 0.1 * mean, rtol=0.2, atol=0.01)
+
+
+def failing_step(rank: int, world_size: int) -> tuple[str, int]:
+    """Rank 2 cannot read the first slide; all ranks skip it and go on with the second."""
+    torch.manual_seed(0)
+    encoder, aggregator = Encoder().double(), build_aggregator(Aggregator(hidden=8), 12, 2).double()
+    comm = Comm(Topology.make(world_size, "dedicated", 2), rank, torch.device("cpu"))
+    engine = Engine(
+        comm, encoder if comm.is_encoder else None, aggregator if comm.is_aggregator else None, num_features=12, seed=0
+    )
+    engine.set_training(True)
+    tiles = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
+    error = "slide bad: no" if rank == 2 else ""
+    mine = comm.topology.virtual_of(rank)
+    bad = engine.step(StepPlan(0, 0, "bad", 8, 8), [Shard(v, tiles, error) for v in mine], 0)
+    good = engine.step(StepPlan(0, 1, "good", 8, 8), [Shard(v, tiles) for v in mine], 0)
+    half = engine.encoder or engine.aggregator
+    assert half is not None
+    return bad.error + good.error, sum(p.grad is not None for p in half.parameters())
+
+
+def test_a_slide_that_one_rank_cannot_read_is_skipped_by_all() -> None:
+    for error, num_gradients in run_ranks(failing_step, 3):
+        assert error == "slide bad: no"
+        assert num_gradients > 0
+
+
+def raising(rank: int, world_size: int) -> None:
+    if rank == 0:
+        raise ValueError(f"of {world_size}")
+
+
+def test_run_ranks_tells_which_rank_failed() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)rank 0 of 1.*ValueError: of 1"):
+        run_ranks(raising, 1)

@@ -1,0 +1,204 @@
+"""Whole runs: real slides, many processes, resume, and what a user may get wrong."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from manifests import LocalManifests
+from manifests.catalog import read_paths
+from manifests.errors import SlidegradError
+from tiler.archive import tile_archive
+from tiler.config import TilerConfig
+from trainer.checkpoint import list_checkpoints, load_half
+from trainer.cli import Evaluate, Heatmap, Train
+from trainer.journal import read_events
+
+QUICK = ("--optim.epochs", "2", "--tiles.k", "8", "--optim.precision", "float64")
+
+
+def arguments(manifests: Path, labels: Path, out: Path, *more: str) -> list[str]:
+    paths = {"--manifests": manifests, "--labels": labels, "--out": out}
+    return ["demo", *(str(word) for pair in paths.items() for word in pair), *more]
+
+
+def train(*args: Any) -> dict[str, Any]:
+    result, code = Train.parse(arguments(*args)).run()
+    assert code == 0
+    return result
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Both halves of the newest checkpoint, by name."""
+    newest = list_checkpoints(run)[-1]
+    halves = {half: load_half(newest, half)["model"] for half in ("encoder", "aggregator")}
+    return {f"{half}.{name}": value for half, state in halves.items() for name, value in state.items()}
+
+
+def losses(run: Path) -> list[tuple[str, float]]:
+    """(slide, loss) of every step, the last line of a step counting."""
+    steps = {e["step"]: (e["slide_id"], e["loss"]) for e in read_events(run) if e["event"] == "step"}
+    return [steps[i] for i in sorted(steps)]
+
+
+@pytest.fixture(scope="module")
+def labels(small_cohort: Path) -> Path:
+    return small_cohort / "labels.csv"
+
+
+@pytest.fixture(scope="module")
+def finished(small_manifests: Path, labels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs in this process."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    train(small_manifests, labels, run, *QUICK)
+    return run
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    cohort = list(csv.DictReader((finished / "cohort.csv").open()))
+    test_slides = {row["slide_id"] for row in cohort if row["split"] == "test"}
+    scores = pq.read_table(finished / "scores.parquet").to_pylist()
+    assert {row["slide_id"] for row in scores} == test_slides
+    assert result["num_slides"] == len(test_slides) > 0
+    assert 0 <= result["auc"] <= 1
+    assert result["auc_ci"][0] <= result["auc"] <= result["auc_ci"][1]
+    assert result["split"] == "test"
+    assert (finished / "report.html").read_text().startswith("<!")
+    assert Path(result["heatmap"]).stat().st_size > 1000
+    assert any((finished / "tensorboard").iterdir())
+    events = [event["event"] for event in read_events(finished)]
+    assert (events[0], events[-1]) == ("run", "end")
+    assert events.count("epoch") == 2
+    patients = {split: {r["patient_id"] for r in cohort if r["split"] == split} for split in ("train", "val", "test")}
+    assert not (patients["train"] & patients["test"] or patients["train"] & patients["val"])
+
+
+def test_a_resumed_run_is_bit_equal_to_the_one_never_stopped(
+    finished: Path, small_manifests: Path, labels: Path, tmp_path: Path
+) -> None:
+    """Stopped after the first epoch, in the middle of a line of the journal."""
+    run = tmp_path / "resumed"
+    shutil.copytree(finished, run)
+    shutil.rmtree(list_checkpoints(run)[-1])
+    (run / "checkpoints/best.json").write_text(json.dumps({"checkpoint": "epoch_0000"}))
+    log = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(log[: log.index('"epoch": 1') + 30])
+    train(small_manifests, labels, run, "--resume")
+    true, found = weights(finished), weights(run)
+    assert all(torch.equal(found[name], value) for name, value in true.items())
+    assert losses(run) == losses(finished)
+
+
+@pytest.mark.slow()
+def test_three_processes_give_the_answer_of_one(
+    finished: Path, small_manifests: Path, labels: Path, tmp_path: Path, slidegrad: Callable[..., Any]
+) -> None:
+    """The command a user types, with torchrun behind it: one aggregator, two encoder ranks, the same virtual ranks."""
+    run = tmp_path / "three"
+    ended = slidegrad("train", *arguments(small_manifests, labels, run, *QUICK, "--nproc", "3"))
+    assert ended.code == 0, ended.stderr
+    assert ended.result == json.loads((run / "result.json").read_text())
+    assert [slide for slide, _ in losses(run)] == [slide for slide, _ in losses(finished)]
+    for name, value in weights(finished).items():
+        torch.testing.assert_close(weights(run)[name], value, rtol=1e-9, atol=1e-9, msg=name)
+    journal = next(iter(read_events(run)))
+    assert (journal["world_size"], journal["num_encoder_ranks"], journal["virtual_ranks"]) == (3, 2, 2)
+
+
+def test_evaluate_scores_again_what_training_scored(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = json.loads((run / "result.json").read_text())
+    result, code = Evaluate(run_folder=run).run()
+    assert code == 0
+    assert result["auc"] == before["auc"]
+    result, _ = Evaluate(run_folder=run, split="val").run()
+    assert result["split"] == "val"
+
+
+def test_a_heatmap_of_any_slide_of_the_cohort(finished: Path) -> None:
+    result, code = Heatmap(run_folder=finished, slide_id="synth_0001").run()
+    assert code == 0
+    assert Path(result["heatmap"]).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SlidegradError, match="slide nobody: not in the cohort"):
+        Heatmap(run_folder=finished, slide_id="nobody").run()
+
+
+def test_two_steps_on_the_real_slides(real_slides: Path, tmp_path: Path) -> None:
+    """No validation, no test slides: it trains, and says what it cannot score."""
+    config = TilerConfig(tile_px=64, mpp=2.0, default_mpp=0.5)
+    records = tile_archive(str(real_slides), tmp_path / "M", config, num_workers=1)
+    assert [record.status for record in records] == ["ok", "ok"]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide_id,label,split\nCMU-1-Small-Region,0,train\nTCGA-CR-7395-01A-01-TS1,1,train\n")
+    result = train(tmp_path / "M", labels, tmp_path / "run", "--optim.epochs", "1", "--tiles.k", "32")
+    assert len(losses(tmp_path / "run")) == 2
+    assert result["auc"] is None
+    assert result["num_slides"] == 0
+
+
+def test_a_slide_that_changed_is_skipped_and_told(small_cohort: Path, labels: Path, tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    shutil.copytree(small_cohort / "slides", slides)
+    tile_archive(str(slides), tmp_path / "M", TilerConfig(tile_px=32, mpp=2.0), num_workers=1)
+    run = tmp_path / "run"
+    parsed = Train.parse(arguments(tmp_path / "M", labels, run, *QUICK))
+    paths = read_paths(LocalManifests(tmp_path / "M").root)
+    with paths["synth_0002"].open("ab") as stream:
+        stream.write(b"more")
+    result, code = parsed.run()
+    assert code == 1
+    assert result["num_skipped"] >= 1
+    assert all("synth_0002" in reason and "changed since it was tiled" in reason for reason in result["skipped"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--nproc", "1", "--machine.aggregator", "dedicated"], "--nproc 1 with machine.aggregator=dedicated"),
+        (["--nproc", "0"], "--nproc 0: expected at least 1"),
+        (["--encoder.name", "resnet999"], "encoder.name 'resnet999': timm does not know it"),
+        (["--encoder.weights", "/nowhere/w.pth"], "encoder.weights /nowhere/w.pth: no such file"),
+        (["--tiles.tiles", "all"], "neither tiles.k nor tiles.k_per_rank"),
+        (["--resume"], "holds no run"),
+        (["--optim.lr", "-1"], "optim.lr is -1"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_slide_is_read(
+    more: list[str], message: str, small_manifests: Path, labels: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SlidegradError) as caught:
+        Train.parse(arguments(small_manifests, labels, tmp_path / "run", *more)).run()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(finished: Path, small_manifests: Path, labels: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in finished.rglob("*") if file.is_file()}
+    with pytest.raises(SlidegradError, match="holds another run; give --resume"):
+        Train.parse(arguments(small_manifests, labels, finished)).run()
+    with pytest.raises(SlidegradError, match=r"--resume with other settings than the run's: optim\.lr"):
+        Train.parse(arguments(small_manifests, labels, finished, "--resume", "--optim.lr", "0.5")).run()
+    assert before == {file: file.stat().st_mtime_ns for file in finished.rglob("*") if file.is_file()}
+
+
+def test_the_command_line_says_one_sentence_and_exits_with_2(
+    small_manifests: Path, labels: Path, tmp_path: Path, slidegrad: Callable[..., Any]
+) -> None:
+    for words, message in (
+        (["brest", "--manifests", "M", "--labels", "L", "--out", "O"], "unknown recipe 'brest'; one of demo"),
+        (arguments(tmp_path / "none", labels, tmp_path / "run"), "no manifests here"),
+        (arguments(small_manifests, labels, tmp_path / "run", "--optim.speed", "3"), "--optim.speed"),
+    ):
+        ended = slidegrad("train", *words)
+        assert ended.code == 2
+        assert message in ended.stderr
+        assert "Traceback" not in ended.stderr
