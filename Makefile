@@ -48,7 +48,7 @@ bench: setup
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file" >&2; $(RUN)/python $$file || exit 1; done
 
 torture: setup
-	$(RUN)/python -m pytest --full-counts -m "torture or slow"
+	$(RUN)/python -m pytest --full-counts -m torture -rA
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         _complain(str(error))
         return EXIT_USAGE
     except KeyboardInterrupt:
-        _complain("interrupted; what was finished is kept, run the same command again to go on")
+        _complain("interrupted; what was finished is kept: run it again to go on (train with --resume)")
         return EXIT_INTERRUPTED
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -23,6 +23,17 @@ settings.register_profile("slidegrad", deadline=None)
 settings.load_profile("slidegrad")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make torture` runs the fault tests with full counts."""
+    parser.addoption("--full-counts", action="store_true", help="run fault tests as often as `make torture` does")
+
+
+@pytest.fixture
+def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """How often a fault test repeats: `times(small, full)`."""
+    return lambda small, full: full if request.config.getoption("--full-counts") else small
+
+
 class Ended(NamedTuple):
     """How a command ended."""
 

@@ -50,7 +50,7 @@ def find_slides(archive: str) -> tuple[Path, dict[str, str]]:
         named = {given}
     else:
         files = [Path(name) for name in glob.glob(archive, recursive=True)]
-        base = Path(os.path.commonpath(files)) if len(files) > 1 else Path(archive).parent
+        base = Path(os.path.commonpath([f.parent for f in files])) if files else given
     slides = sorted({_under(base, f) for f in files if f.suffix.lower() in SLIDE_SUFFIXES or f in named})
     if not slides:
         raise TilerError(f"{archive}: no slides found (looked for {' '.join(SLIDE_SUFFIXES)})")
@@ -150,7 +150,9 @@ def _run(
             yield tile_slide(path, slide_id, out, config, csv_mpp=csv_mpp.get(slide_id))
         return
     # spawn, not fork: the readers hold threads and handles that do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker
+    ) as pool:
         futures = [
             pool.submit(tile_slide, path, slide_id, out, config, csv_mpp=csv_mpp.get(slide_id))
             for slide_id, path in todo.items()

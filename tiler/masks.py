@@ -70,6 +70,7 @@ def read_mask(file: Path) -> MaskRecord:
         TilerError: not there or not readable.
     """
     try:
+        zipfile.ZipFile(file).close()  # If it cannot be opened, zarr's store fails at its closing, with another error.
         with zarr.storage.ZipStore(file, mode="r") as store:
             group = zarr.open_group(store, mode="r")
             thumbnail, tissue = np.asarray(group["thumbnail"]), np.asarray(group["tissue"])

@@ -83,11 +83,14 @@ def plan_reads(
     def split(members: NDArray[np.int64], cells: int) -> tuple[float, list[NDArray[np.int64]]]:
         """The cheapest way to read `members`, which lie in a square of `cells` x `cells` tile places."""
         whole = cost(members)
-        if len(members) == 1 or cells == 1:
+        if len(members) == 1:
             return whole, [members]
-        half = cells // 2
-        quadrant = (col[members] // half % 2) + 2 * (row[members] // half % 2)
-        parts = [split(members[quadrant == q], half) for q in range(4) if (quadrant == q).any()]
+        if cells == 1:  # Tiles that overlap so much that they share a place.
+            parts = [split(members[i : i + 1], 1) for i in range(len(members))]
+        else:
+            half = cells // 2
+            quadrant = (col[members] // half % 2) + 2 * (row[members] // half % 2)
+            parts = [split(members[quadrant == q], half) for q in range(4) if (quadrant == q).any()]
         apart = sum(part_cost for part_cost, _ in parts)
         if whole <= apart:
             return whole, [members]

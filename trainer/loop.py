@@ -55,7 +55,6 @@ class Loop:
             for name, half in halves_of(self.engine).items()
         }
         self.steps_per_epoch = len(self.sampler.steps())
-        self.done_epochs = 0
         self.best: tuple[float, float] | None = None
         """(validation AUC, minus validation loss) of the best epoch."""
         self.skipped: list[tuple[str, str]] = []
@@ -68,7 +67,7 @@ class Loop:
             started = time.perf_counter()
             if journal:
                 journal.write("run", **self._describe())
-            for epoch in range(self.done_epochs, self.job.config.optim.epochs):
+            for epoch in range(self.sampler.epoch, self.job.config.optim.epochs):
                 self._epoch(epoch, journal)
             if journal:
                 journal.write("end", seconds=time.perf_counter() - started)
@@ -100,6 +99,7 @@ class Loop:
             about = f"loss {np.mean(losses[-50:]):.3f}" if losses else ""
             note = f"skipped: {outcome.error}" if outcome.error else ""
             self.tick(doing=f"epoch {epoch + 1} of {epochs}", total=self.steps_per_epoch, about=about, note=note)
+            self.sampler.advance()
             if outcome.error:
                 self.skipped.append((plan.slide_id, outcome.error))
                 if journal:
@@ -158,7 +158,13 @@ class Loop:
             name: {"model": half.state_dict(), "optimizer": self.optimizers[name].state_dict()}
             for name, half in halves_of(self.engine).items()
         }
-        state = {"epoch": epoch, "best": self.best, "val_auc": val_auc if math.isfinite(val_auc) else None}
+        self.sampler.set_epoch(epoch + 1)
+        state = {
+            "epoch": epoch,
+            "sampler": self.sampler.state_dict(),
+            "best": self.best,
+            "val_auc": val_auc if math.isfinite(val_auc) else None,
+        }
         save_checkpoint(self.job.run, self.comm, halves, state, is_best=is_best)
 
     def _resume(self) -> None:
@@ -168,7 +174,7 @@ class Loop:
             return
         newest = self.job.run / "checkpoints" / name
         state = read_state(newest)
-        self.done_epochs = state["epoch"] + 1
+        self.sampler.load_state_dict(state["sampler"])
         self.best = tuple(state["best"]) if state["best"] else None
         for half_name, half in halves_of(self.engine).items():
             saved = load_half(newest, half_name)

@@ -1,80 +1,30 @@
 """`RUN/report.html`: what a run did and how good it is, as one file to open, print or send.
 
-Reads what the run left, computes nothing but the ROC and what `result.json` would say, and names what is missing.
-Layout is in `report.html`, pictures are in `plots`. One thing to know before changing it: a report leaves the house. It
-loads nothing from elsewhere, and holds slide ids but never a path (`without_paths`): file names at hospitals often hold
-names of people.
+Computes nothing but the ROC and what `result.json` would say, and names what is missing. Files are read by `runlog`,
+layout is in `report.html`, pictures are in `plots`. One thing to know before changing it: a report leaves the house.
+It loads nothing from elsewhere, and holds slide ids but never a path.
 """
 
 import base64
-import contextlib
-import json
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import cv2
 import jinja2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from manifests.files import disk_name, write_text
 from trainer import plots
 from trainer.errors import TrainerError
-from trainer.journal import read_events
+from trainer.runlog import SPLITS, RunLog, Scores, read_log, read_result, read_scores, read_settings
 from trainer.statistics import Interval, auc, bootstrap_auc, macro_auc, roc_band
 
-_SPLITS = {"test": "test", "val": "validation", "train": "training"}
-"""In the order in which results are looked for, and as they are called in a sentence."""
 _FEW_SLIDES = 20
 """Below this many slides of a class the report warns that the interval itself is uncertain."""
 _MAX_PICTURE_PX = 1800
-_PATH = re.compile(
-    r"""(?<![^\s"'(=\[,:])(?!\d+/\d+\b)[^\s"'(=\[,:]*[\\/].*?(?=[:;"')\]](?:[:;"')\],]|\s|$)|$)""", re.MULTILINE
-)
-"""From the word with the first slash (3/8 is no path) up to a closing mark: names of files hold spaces and commas."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunLog:
-    """What `metrics.jsonl` says, each step and each epoch once, in order."""
-
-    run: dict[str, Any]
-    """The latest start of the run; empty if none was logged."""
-    num_starts: int
-    steps: list[dict[str, Any]]
-    epochs: list[dict[str, Any]]
-    skips: list[dict[str, Any]]
-    """slide_id, the last `reason`, and `num`, how many epochs it was skipped in."""
-    end: dict[str, Any] | None
-    """None while the run goes on, or if it was stopped."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """The scores of one split: `labels` (n,), `probs` (n, num_classes), a name for each class."""
-
-    split: str
-    slide_ids: list[str]
-    num_patients: int
-    labels: NDArray[np.int64]
-    probs: NDArray[np.float64]
-    classes: list[str]
-
-    @property
-    def is_binary(self) -> bool:
-        return len(self.classes) == 2
-
-    @property
-    def counts(self) -> list[int]:
-        """Slides of each class."""
-        return [int(n) for n in np.bincount(self.labels, minlength=len(self.classes))]
 
 
 def write_report(run: Path) -> Path:
@@ -92,15 +42,13 @@ def write_report(run: Path) -> Path:
     """
     if not (run / "metrics.jsonl").is_file():
         raise TrainerError(f"{run}: no run here (no metrics.jsonl); give the folder of `slidegrad train --out`")
-    log = read_log(run)
-    result = _read_result(run / "result.json")
-    scores = _read_scores(run / "scores.parquet", result)
-    config = _read_config(run / "config.yaml")
+    log, result, settings = read_log(run), read_result(run), read_settings(run)
+    scores = read_scores(run, result)
     best = _best_epoch(log, result)
     context = {
         "run_id": run.resolve().name,
         "log": log,
-        "config": config,
+        "settings": settings,
         "headline": _headline(result, scores),
         "no_headline": _no_headline(log, scores),
         "val": best,
@@ -112,111 +60,16 @@ def write_report(run: Path) -> Path:
         "heatmap": _heatmap(run / "heatmaps", scores),
         "skips": _skips(log, result),
         "notes": _notes(log, scores),
-        "split_names": _SPLITS,
+        "split_names": SPLITS,
     }
+    layouts = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=layouts, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(duration=_duration, decimals=_decimals)
     out = run / "report.html"
     write_text(out, environment.get_template("report.html").render(context))
     return out
-
-
-def read_log(run: Path) -> RunLog:
-    """Reads `metrics.jsonl`. A resumed run repeats steps and epochs: the last line for each wins."""
-    starts, end = [], None
-    steps: dict[int, dict[str, Any]] = {}
-    epochs: dict[int, dict[str, Any]] = {}
-    skipped: dict[str, dict[int, str]] = {}
-    for line in read_events(run):
-        match line["event"]:
-            case "run":
-                starts.append(line)
-                end = None  # An earlier end was not the end: the run was resumed.
-            case "step":
-                steps[line["step"]] = line
-            case "epoch":
-                epochs[line["epoch"]] = line
-            case "skip":
-                skipped.setdefault(line["slide_id"], {})[line["epoch"]] = line["reason"]
-            case "end":
-                end = line
-    return RunLog(
-        run=starts[-1] if starts else {},
-        num_starts=len(starts),
-        steps=[steps[key] for key in sorted(steps)],
-        epochs=[epochs[key] for key in sorted(epochs)],
-        skips=[
-            {"slide_id": slide_id, "num": len(reasons), "reason": list(reasons.values())[-1]}
-            for slide_id, reasons in sorted(skipped.items())
-        ],
-        end=end,
-    )
-
-
-def without_paths(text: str) -> str:
-    """The text with everything that looks like a path or an address replaced; rather too much than too little."""
-    return _PATH.sub("[path]", text)
-
-
-@contextlib.contextmanager
-def _told(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, yaml.YAMLError) as error:
-        raise TrainerError(f"{file}: not readable ({error}); move it away or make it again") from None
-
-
-def _read_result(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    with _told(file):
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-
-
-def _read_scores(file: Path, result: Mapping[str, Any]) -> Scores | None:
-    """The scores of the result's split, else of the first of test, val and train that has any; None without any."""
-    if not file.is_file():
-        return None
-    with _told(file):
-        rows = pq.read_table(file).to_pylist()
-        split = next((s for s in (result.get("split"), *_SPLITS) if any(row["split"] == s for row in rows)), None)
-        if split is None:
-            return None
-        rows = [row for row in rows if row["split"] == split]
-        probs = np.array([row["probs"] for row in rows], np.float64)
-    numbered = [str(c) for c in range(probs.shape[1])]
-    classes = [str(name) for name in result.get("classes", numbered)]
-    return Scores(
-        split=split,
-        slide_ids=[row["slide_id"] for row in rows],
-        num_patients=len({row["patient_id"] for row in rows}),
-        labels=np.array([row["label"] for row in rows], np.int64),
-        probs=probs,
-        classes=["negative", "positive"] if classes == ["0", "1"] else classes,
-    )
-
-
-def _read_config(file: Path) -> list[tuple[str, str]]:
-    """The config as (dotted key, value), paths left out."""
-    if not file.is_file():
-        return []
-    with _told(file):
-        return list(_flat("", yaml.safe_load(file.read_text(encoding="utf-8"))))
-
-
-def _flat(prefix: str, node: object) -> Iterator[tuple[str, str]]:
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else str(key), value)
-    else:
-        text = node if isinstance(node, str) else json.dumps(node, ensure_ascii=False, default=str)
-        yield prefix, text if text.startswith("hf-hub:") else without_paths(text)
 
 
 def _headline(result: Mapping[str, Any], scores: Scores | None) -> dict[str, Any] | None:
@@ -231,13 +84,9 @@ def _headline(result: Mapping[str, Any], scores: Scores | None) -> dict[str, Any
     if not _is_number(value):
         return None
     interval = Interval(*interval) if interval and all(map(_is_number, interval)) else None
-    return {
-        "auc": value,
-        "interval": interval,
-        "axis_low": 0.5 if interval and interval.low >= 0.5 else 0.0,
-        "split": split,
-        "num_slides": result["num_slides"] if "num_slides" in result else len(scores.labels) if scores else None,
-    }
+    axis_low = 0.5 if interval and interval.low >= 0.5 else 0.0
+    num_slides = result.get("num_slides", len(scores.labels) if scores else None)
+    return {"auc": value, "interval": interval, "axis_low": axis_low, "split": split, "num_slides": num_slides}
 
 
 def _no_headline(log: RunLog, scores: Scores | None) -> str:
@@ -251,12 +100,12 @@ def _no_headline(log: RunLog, scores: Scores | None) -> str:
 
 def _best_epoch(log: RunLog, result: Mapping[str, Any]) -> dict[str, Any]:
     """Epoch and validation AUC of the chosen checkpoint; of the best epoch so far while the run goes on."""
-    by_epoch = {line["epoch"]: line["val_auc"] for line in log.epochs if _is_number(line["val_auc"])}
-    best = (log.end or {}).get("best_epoch", result.get("best_epoch"))
-    if best is None and by_epoch:
-        best = max(by_epoch, key=lambda epoch: float(by_epoch[epoch]))
+    lines = {line["epoch"]: line for line in log.epochs if _is_number(line["val_auc"])}
+    best = result.get("best_epoch")
+    if best is None and lines:  # As `Loop` chooses: AUC decides, the loss breaks ties.
+        best = max(lines, key=lambda epoch: (lines[epoch]["val_auc"], -(lines[epoch]["val_loss"] or 0)))
     value = result.get("val_auc")
-    return {"epoch": best, "auc": value if _is_number(value) else by_epoch.get(best)}
+    return {"epoch": best, "auc": value if _is_number(value) else lines.get(best, {}).get("val_auc")}
 
 
 def _cost(log: RunLog) -> dict[str, Any]:
@@ -330,27 +179,27 @@ def _surprises(scores: Scores | None, num: int = 5) -> dict[str, list[tuple[str,
 def _heatmap(folder: Path, scores: Scores | None) -> dict[str, Any] | None:
     """The heatmap of the slide of the last class with the highest score, else of any; None if there is none."""
     files = {file.stem: file for file in sorted(folder.glob("*.png"))}
-    shown: dict[str, Any] = {"slide_id": next(iter(files), ""), "label": None, "score": None}
+    file, about = next(iter(files.values()), None), dict[str, Any]()
     if scores:
-        for i in np.lexsort((-scores.probs[:, -1], scores.labels != len(scores.classes) - 1)):
-            if disk_name(scores.slide_ids[i]) in files:
-                label, score = scores.classes[scores.labels[i]], float(scores.probs[i, -1])
-                shown = {"slide_id": scores.slide_ids[i], "label": label, "score": score}
-                break
-    if not files or (picture := cv2.imread(str(files[disk_name(shown["slide_id"])]))) is None:
+        wanted = np.lexsort((-scores.probs[:, -1], scores.labels != len(scores.classes) - 1))
+        if (i := next((i for i in wanted if disk_name(scores.slide_ids[i]) in files), None)) is not None:
+            file = files[disk_name(scores.slide_ids[i])]
+            about = {"slide_id": scores.slide_ids[i], "label": scores.classes[scores.labels[i]]}
+            about["score"] = float(scores.probs[i, -1])
+    if file is None or (picture := cv2.imread(str(file))) is None:
         return None
     shrink = min(1.0, _MAX_PICTURE_PX / max(picture.shape[:2]))
     picture = cv2.resize(picture, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
     jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
-    return {"uri": f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}", **shown}
+    uri = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    return {"uri": uri, "slide_id": file.stem, "label": None, "score": None} | about
 
 
 def _skips(log: RunLog, result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Slides skipped in training, and the reasons of those skipped in scoring alone."""
     known = {line["reason"] for line in log.skips}
-    scoring = [reason for reason in dict.fromkeys(result.get("skipped") or []) if reason not in known]
-    lines = [*log.skips, *({"slide_id": "", "num": 1, "reason": reason} for reason in scoring)]
-    return [{**line, "reason": without_paths(line["reason"])} for line in lines]
+    scoring = [reason for reason in dict.fromkeys(result.get("skipped", [])) if reason not in known]
+    return [*log.skips, *({"slide_id": "", "num": 1, "reason": reason} for reason in scoring)]
 
 
 def _notes(log: RunLog, scores: Scores | None) -> list[str]:
@@ -364,15 +213,14 @@ def _notes(log: RunLog, scores: Scores | None) -> list[str]:
         return notes
     if scores.split != "test":
         notes.append(
-            f"These are not test results: they come from the {_SPLITS.get(scores.split, scores.split)} slides, which "
+            f"These are not test results: they come from the {SPLITS.get(scores.split, scores.split)} slides, which "
             "also took part in making the model. Expect less on new slides."
         )
     if np.isnan(scores.probs).any():
         notes.append("Some scores are not numbers: the model diverged.")
     if 0 < min(scores.counts) < _FEW_SLIDES:
-        notes.append(
-            f"The smallest class has {min(scores.counts)} slides; with so few the interval itself is uncertain."
-        )
+        fewest = min(scores.counts)
+        notes.append(f"The smallest class has {fewest} slides; with so few the interval itself is uncertain.")
     if scores.num_patients < len(scores.labels):
         notes.append(
             f"{len(scores.labels)} slides come from {scores.num_patients} patients. The interval takes slides as "
@@ -393,9 +241,7 @@ def _decimals(value: float | None, digits: int = 3) -> str:
 
 def _duration(seconds: float) -> str:
     """As 2 d 3 h, 3 h 20 min, 4 min 10 s or 12.3 s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    units = [(86400, "d"), (3600, "h"), (60, "min"), (1, "s")]
-    index = next(i for i, (size, _) in enumerate(units) if seconds >= size)
-    (large, name), (small, small_name) = units[index : index + 2]
-    return f"{seconds // large:.0f} {name} {seconds % large // small:.0f} {small_name}"
+    for size, name, small, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {name} {seconds % size // small:.0f} {small_name}"
+    return f"{seconds:.1f} s"

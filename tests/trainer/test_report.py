@@ -15,7 +15,8 @@ import yaml
 from manifests.files import disk_name
 from trainer import plots
 from trainer.errors import TrainerError
-from trainer.report import read_log, without_paths, write_report
+from trainer.report import write_report
+from trainer.runlog import read_log, read_settings, without_paths
 
 ODD_ID = "<script>alert('1')</script> & \"ä\" $x^2$"
 RUN = {
@@ -269,6 +270,31 @@ def test_log_of_a_resumed_and_torn_run(tmp_path: Path) -> None:
     assert "Started 2 times" in write_report(tmp_path).read_text()
 
 
+def test_best_epoch_so_far_is_chosen_as_the_loop_does(tmp_path: Path) -> None:
+    lines = [epoch(0, val_auc=0.7), epoch(1, val_auc=0.9, val_loss=0.6), epoch(2, val_auc=0.9, val_loss=0.4), epoch(3)]
+    write_lines(tmp_path, [RUN, *lines])
+    assert "Validation AUC 0.900 checkpoint of epoch 2" in " ".join(
+        Page(write_report(tmp_path).read_text()).text.split()
+    )
+
+
+@pytest.mark.parametrize(("batchnorm", "is_told"), [("virtual", True), ("running", False)])
+def test_a_dark_focus_is_explained_where_tiles_are_normalised_together(
+    whole_run: Path, batchnorm: str, is_told: bool
+) -> None:
+    (whole_run / "config.yaml").write_text(yaml.safe_dump({"encoder": {"batchnorm": batchnorm}}))
+    assert ("be dark here itself" in write_report(whole_run).read_text()) is is_told
+
+
+def test_the_clearest_positive_slide_is_shown(whole_run: Path) -> None:
+    write_scores(whole_run, binary([0.2, 0.6, 0.8, 0.9]), [1, 1, 1, 0], first=ODD_ID)
+    card = (whole_run / "heatmaps" / f"{disk_name(ODD_ID)}.png").read_bytes()
+    for slide_id in ("s1", "s3", "of no slide"):
+        (whole_run / "heatmaps" / f"{slide_id}.png").write_bytes(card)
+    text = " ".join(Page(write_report(whole_run).read_text()).text.split())
+    assert "Slide s1, label positive, score 0.600" in text, "s2 has no picture, s3 is negative"
+
+
 def test_long_runs_stay_small(tmp_path: Path) -> None:
     write_lines(tmp_path, [RUN, *(step(i, 0) for i in range(20_000)), epoch(0), END])
     assert write_report(tmp_path).stat().st_size < 300_000
@@ -292,14 +318,54 @@ def test_no_run_and_unreadable_files_are_told(tmp_path: Path) -> None:
     ("text", "shown"),
     [
         ("slide a: /x/Doe Jane.svs: no such file", "slide a: [path]: no such file"),
+        ("slide a: /x/Doe Jane.svs cannot be read.", "slide a: [path] cannot be read."),
         ("[Errno 2] No such file: '/x/Doe, Jane (2).svs'", "[Errno 2] No such file: '[path]'"),
-        (r"cannot open C:\x\Doe.svs", "cannot open C:[path]"),
-        ("slides/Doe Jane.svs: torn", "[path]: torn"),
+        ("/x/O'Neil 1.svs: cut", "[path]: cut"),
+        ("/a/b.svs and /c/d.svs at 3 tiles/s", "[path] and [path] at 3 tiles/s"),
+        ("no folder /archive/Doe Jane", "no folder [path]"),
+        ("/x/Doe.zarr/0/1: torn", "[path]: torn"),
         ("OSError(2, '~/x y.svs', 3)", "OSError(2, '[path]', 3)"),
-        ("s3://bucket/Doe.svs timed out", "s3:[path]"),
-        ("[rank 3/8 encoder] 1/2 done", "[rank 3/8 encoder] 1/2 done"),
+        ("~doe/x", "[path]"),
+        (r"cannot open C:\x\Doe.svs", "cannot open [path]"),
+        ("cannot open c:/Doe", "cannot open [path]"),
+        (r"\\nas\Doe", "[path]"),
+        ("s3://bucket/Doe.SVS timed out", "[path] timed out"),
+        ("local-dir:/data/Doe", "local-dir:[path]"),
+        ("archive=Doe/slides/x", "archive=[path]"),
+        (r"in Doe\slides\x", "in [path]"),
+        ("slides/Doe Jane.svs: torn", "[path]: torn"),
+        ("torn: slides/Doe.tif.", "torn: [path]."),
+        ("cannot open 'Doe Jane/S 1.svs' now", "cannot open '[path]' now"),
         ('["/a/b", "c"]', '["[path]", "c"]'),
+        ("/data/Doe\n3 tiles/s", "[path]\n3 tiles/s"),
     ],
 )
 def test_paths_are_taken_out(text: str, shown: str) -> None:
     assert without_paths(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[rank 3/8 encoder] 1/2 done",
+        "936 tiles/s and/or N/A, 3 / 5 tiles (a/b)",
+        "on 12/03/2024",
+        "the slides' tiles/s and 'and/or'",
+        "hf-hub:bioptimus/H-optimus-0",
+        "S 1.svs: expected JPEG, got text/html",
+        "test_resnet.a1/in1k",
+    ],
+)
+def test_what_is_no_path_stays(text: str) -> None:
+    assert without_paths(text) == text
+
+
+def test_settings_that_are_paths_are_blank_whatever_they_look_like(tmp_path: Path) -> None:
+    config = {"machine": {"manifests": "Doe/m", "archive": "Doe"}, "encoder": {"weights": None, "name": "hf-hub:a/b"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert read_settings(tmp_path) == {
+        "machine.manifests": "[path]",
+        "machine.archive": "[path]",
+        "encoder.weights": "null",
+        "encoder.name": "hf-hub:a/b",
+    }

@@ -1,0 +1,66 @@
+"""Otsu finds the tissue of the synthetic slides, and none on a white one."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tiler import open_slide
+from tiler.masks import read_thumbnail
+from tiler.synth.layout import LOOKALIKE, PEN, TISSUE
+from tiler.tissue import otsu
+
+
+def test_the_mask_agrees_with_the_truth_where_no_pen_was(small_cohort: Path) -> None:
+    num_compared = 0
+    for path in sorted(small_cohort.glob("slides/*.svs")):
+        truth = cv2.imread(str(small_cohort / "truth" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
+        assert truth is not None
+        if (truth == PEN).any():
+            continue
+        thumbnail, mpp = read_thumbnail(open_slide(path), 0.5)
+        mask, tissue = otsu(thumbnail, mpp), (truth >= TISSUE) & (truth <= LOOKALIKE)
+        assert mask.shape == tissue.shape
+        assert 2 * (mask & tissue).sum() / (mask.sum() + tissue.sum()) > 0.93, path.name
+        num_compared += 1
+    assert num_compared == 10
+
+
+@pytest.mark.parametrize("noise", [0, 3])
+def test_a_slide_without_tissue_has_an_empty_mask(noise: int) -> None:
+    rng = np.random.default_rng(0)
+    white = (245 + rng.integers(-noise, noise + 1, (300, 400, 3))).astype(np.uint8)
+    mask = otsu(white, 8.0)
+    assert mask.shape == (300, 400)
+    assert mask.dtype == bool
+    assert not mask.any()
+
+
+def _drawn(*pieces: tuple[slice, slice, tuple[int, int, int]]) -> np.ndarray:
+    picture = np.full((200, 200, 3), 245, np.uint8)
+    for rows, columns, colour in pieces:
+        picture[rows, columns] = colour
+    return picture
+
+
+PINK, WHITE = (220, 120, 170), (245, 245, 245)
+
+
+def test_small_specks_are_dropped_and_small_holes_filled() -> None:
+    tissue = (slice(20, 120), slice(20, 120), PINK)
+    speck, hole = (slice(150, 157), slice(150, 157), PINK), (slice(60, 67), slice(60, 67), WHITE)
+    gap = (slice(80, 110), slice(80, 110), WHITE)
+    mask = otsu(_drawn(tissue, speck, hole, gap), 8.0)  # 4,000 um^2 are 62.5 px; speck and hole are 49
+    assert mask[25:115, 25:75].all()
+    assert not mask[145:165, 145:165].any()
+    assert not mask[85:105, 85:105].any()
+    # The same picture, finer: now the speck is 784 um^2 by its px, far below the least area, the gap too.
+    finer = otsu(_drawn(tissue, speck, hole, gap), 1.0)
+    assert finer[25:115, 25:115].all()
+    assert not finer[145:165, 145:165].any()
+
+
+def test_a_speck_large_enough_stays() -> None:
+    mask = otsu(_drawn((slice(20, 120), slice(20, 120), PINK), (slice(150, 160), slice(150, 160), PINK)), 8.0)
+    assert mask[152:158, 152:158].all()
