@@ -252,11 +252,15 @@ def test_a_cut_file_that_still_opens_is_noticed(tmp_path: Path, share: float) ->
     with tifffile.TiffWriter(path) as tiff:
         for level in (noise[::4, ::4], noise):
             tiff.write(level, tile=(128, 128), photometric="rgb")
-    check_whole(path)
+    config = dataclasses.replace(CONFIG, default_mpp=2.0)
+    assert _tile(path, tmp_path / "out", config)["case"].status == "ok"
     with path.open("r+b") as stream:
         stream.truncate(round(path.stat().st_size * share))
     with pytest.raises(TilerError, match=r"cut file, [0-9]+ of 34 tiles lie beyond its [0-9]+ bytes"):
         check_whole(path)
+    error = _tile(path, tmp_path / "out", config)["case"].error
+    assert re.match(r"slide case: (cut file|not a slide)", error)
+    assert share < 0.5 or "cut file" in error
 
 
 def _touch(root: Path, *names: str) -> None:
