@@ -24,10 +24,10 @@ demo: setup
 	@rm -rf $(DEMO)/run
 ifeq ($(SLIDES),)
 	$(RUN)/slidegrad synth --out $(DEMO)/cohort --slides 120 --seed $(SEED)
-	$(RUN)/slidegrad tile $(DEMO)/cohort/slides --out $(DEMO)/manifests --tile-px 64 --mpp 1.0
+	$(RUN)/slidegrad tile $(DEMO)/cohort/slides --out $(DEMO)/manifests --tile-px 32 --mpp 2.0
 	$(RUN)/slidegrad train demo --manifests $(DEMO)/manifests --labels $(DEMO)/cohort/labels.csv --out $(DEMO)/run --seed $(SEED) --nproc 3
 else
-	$(RUN)/slidegrad tile "$(SLIDES)" --out $(DEMO)/manifests --tile-px 64 --mpp 1.0 || test $$? -eq 1
+	$(RUN)/slidegrad tile "$(SLIDES)" --out $(DEMO)/manifests --tile-px 32 --mpp 2.0 || test $$? -eq 1
 	$(RUN)/slidegrad train demo --manifests $(DEMO)/manifests --labels "$(LABELS)" --out $(DEMO)/run --seed $(SEED) --nproc 3
 endif
 	@echo "report: $(abspath $(DEMO)/run/report.html)" >&2

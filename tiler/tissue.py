@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 _MIN_SATURATION = 12
 """Of 255. Below this Otsu would split the scanner's noise on a slide without tissue."""
 
+_SATURATION_CAP = 80
+"""Of 255. Stained tissue has 40 to 150."""
+
 
 def otsu(thumbnail: NDArray[np.uint8], mpp: float, *, min_area_um2: float = 4_000.0) -> NDArray[np.bool_]:
     """Tissue by Otsu's threshold on saturation.
@@ -23,6 +26,8 @@ def otsu(thumbnail: NDArray[np.uint8], mpp: float, *, min_area_um2: float = 4_00
     Data-efficient and weakly supervised computational pathology on whole-slide images (CLAM), 2021.
     """
     saturation = cv2.medianBlur(cv2.cvtColor(np.ascontiguousarray(thumbnail), cv2.COLOR_RGB2HSV)[..., 1], 5)
+    # Ink is far more saturated than tissue; uncapped, Otsu would part ink from everything else.
+    saturation = np.minimum(saturation, _SATURATION_CAP)
     threshold, _ = cv2.threshold(saturation, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     mask = saturation > max(threshold, _MIN_SATURATION)
     mask = _drop_small(mask, min_area_um2 / mpp**2)

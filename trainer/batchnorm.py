@@ -23,7 +23,7 @@ def set_mode(encoder: nn.Module, *, training: bool, batchnorm: str) -> None:
         encoder: the encoder.
         training: dropout and drop-path on.
         batchnorm: "running": own tiles in training, running statistics in scoring; "virtual": own tiles in both;
-            "frozen": running statistics in both.
+            "frozen" or "calibrated": running statistics in both.
     """
     encoder.train(training)
     by_own_tiles = batchnorm == "virtual" or (batchnorm == "running" and training)
@@ -57,7 +57,7 @@ def virtual_rank_pass(layers: list[BatchNorm], num_tiles: int, *, moves_stats: b
 
 
 class RunningStats:
-    """Collects one step's running statistics."""
+    """Collects the running statistics of one step, or of a calibration."""
 
     def __init__(self, encoder: nn.Module) -> None:
         self.layers = [layer for layer in own_layers(encoder) if layer.running_mean is not None]
@@ -67,14 +67,21 @@ class RunningStats:
         self.sums = [torch.zeros_like(buffer) for buffer in self._before]
         like = self._before[0] if self._before else torch.zeros(())
         self.num_tiles = like.new_zeros(1)
+        self._pending: list[tuple[int, list[Tensor]]] = []
         self._restore()
 
     def collect(self, num_tiles: int) -> None:
         """Takes what one virtual rank's forward pass left in the layers, and puts them back to before it."""
-        self.num_tiles += num_tiles
-        for buffer, total in zip(self._current(), self.sums, strict=True):
-            total += num_tiles * buffer
+        self._pending.append((num_tiles, self._current()))
         self._restore()
+
+    def settle(self, *, keep: bool) -> None:
+        """Counts what was collected since the last call, or forgets it, as of a slide that is skipped."""
+        for num_tiles, buffers in self._pending if keep else ():
+            self.num_tiles += num_tiles
+            for buffer, total in zip(buffers, self.sums, strict=True):
+                total += num_tiles * buffer
+        self._pending.clear()
 
     def commit(self) -> None:
         """Writes the means over all tiles, after the sums were added up over ranks."""

@@ -66,9 +66,10 @@ class Encoder:
     """Any timm model."""
     weights: Path | None = None
     """A .safetensors or .pth file to start from; random weights if not given."""
-    batchnorm: Literal["running", "virtual", "frozen"] = "running"
+    batchnorm: Literal["running", "virtual", "frozen", "calibrated"] = "running"
     """running: trained by the statistics of each virtual rank, scored by running ones; virtual: each virtual rank's own
-    in scoring too, safer from random weights at one slide a step; frozen: running statistics, never changed."""
+    in scoring too; frozen: running statistics, never changed; calibrated: measured on training slides before the first
+    step, then frozen, so that a tile's features never depend on the tiles beside it."""
     drop_path: float = 0.0
     """Stochastic depth rate, [0, 1)."""
 
@@ -94,9 +95,11 @@ class Aggregator:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """AdamW with warm-up and cosine decay, one step a slide."""
+    """AdamW with warm-up and cosine decay."""
 
     epochs: int = 30
+    slides_per_step: int = 1
+    """Slides whose gradients are averaged for one optimiser step."""
     lr: float = 5e-5
     """Peak learning rate."""
     aggregator_lr: float | None = None
@@ -109,6 +112,7 @@ class Optim:
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "optim.epochs", self.epochs, "at least 1")
+        _check(self.slides_per_step >= 1, "optim.slides_per_step", self.slides_per_step, "at least 1")
         _check(self.lr > 0, "optim.lr", self.lr, "above 0")
         _check(
             self.aggregator_lr is None or self.aggregator_lr > 0, "optim.aggregator_lr", self.aggregator_lr, "above 0"

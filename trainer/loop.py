@@ -1,11 +1,13 @@
-"""The loop: epochs of one slide a step, validation on whole slides, checkpoints, and the test at the end.
+"""The loop: epochs of slides, validation on whole slides, checkpoints, and the test at the end.
 
 Runs on every rank. What a rank decides it decides from what all ranks know, so that nobody waits for a call that
 another never makes; the aggregator alone writes the journal, the scores and the report.
 """
 
+import itertools
 import math
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
@@ -20,9 +22,12 @@ from trainer.errors import TrainerError
 from trainer.job import Job, cores_per_rank
 from trainer.journal import Journal
 from trainer.model import build_engine, halves_of, load_weights
-from trainer.sampler import SlideSampler
+from trainer.sampler import SlideSampler, StepPlan, shards_of
 from trainer.schedule import learning_rate
 from trainer.scoring import Score, Tick, score_split, split_auc
+from trainer.step import Shard, SlideInput
+
+_CALIBRATION_SLIDES = 32
 
 
 class Loop:
@@ -54,14 +59,14 @@ class Loop:
             name: torch.optim.AdamW(half.parameters(), lr=self.peak[name], weight_decay=config.optim.weight_decay)
             for name, half in halves_of(self.engine).items()
         }
-        self.steps_per_epoch = len(self.sampler.steps())
+        self.slides_per_epoch = len(self.sampler.steps())
         self.best: tuple[float, float] | None = None
         """(validation AUC, minus validation loss) of the best epoch."""
         self.skipped: list[tuple[str, str]] = []
 
     def run(self) -> None:
         """Trains to the end, from the newest checkpoint if there is one."""
-        self._resume()
+        self._begin()
         with ExitStack() as stack:
             journal = stack.enter_context(Journal(self.job.run)) if self.comm.is_aggregator else None
             started = time.perf_counter()
@@ -83,46 +88,48 @@ class Loop:
     def _epoch(self, epoch: int, journal: Journal | None) -> None:
         started = time.perf_counter()
         losses: list[float] = []
-        num_tiles, epochs = 0, self.job.config.optim.epochs
+        num_tiles, optim = 0, self.job.config.optim
         self.sampler.set_epoch(epoch)
         steps = self.sampler.steps()
-        num_mine = len(self.comm.topology.virtual_of(self.comm.rank))
-        shards = self.loader.read(self.sampler)
-        labels = self.job.cohort.of("train")
+        slides = self._inputs(steps, self.loader.read(self.sampler))
         self.engine.set_training(True)
-        for plan in steps:
+        for first in range(0, len(steps), optim.slides_per_step):
             step_started = time.perf_counter()
-            rate = self._set_rates(epoch * self.steps_per_epoch + plan.index)
+            plans = steps[first : first + optim.slides_per_step]
+            rate = self._set_rates(epoch, first // optim.slides_per_step)
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
-            outcome = self.engine.step(plan, (next(shards) for _ in range(num_mine)), labels[plan.slide_id].label)
-            about = f"loss {np.mean(losses[-50:]):.3f}" if losses else ""
-            note = f"skipped: {outcome.error}" if outcome.error else ""
-            self.tick(doing=f"epoch {epoch + 1} of {epochs}", total=self.steps_per_epoch, about=about, note=note)
-            self.sampler.advance()
-            if outcome.error:
-                self.skipped.append((plan.slide_id, outcome.error))
+            outcomes = self.engine.step(itertools.islice(slides, len(plans)))
+            if not all(outcome.error for outcome in outcomes):
+                for optimizer in self.optimizers.values():  # 6. update
+                    optimizer.step()
+            slide_s = (time.perf_counter() - step_started) / len(plans)
+            for plan, outcome in zip(plans, outcomes, strict=True):
+                self.sampler.advance()
+                about = f"loss {np.mean(losses[-50:]):.3f}" if losses else ""
+                note = f"skipped: {outcome.error}" if outcome.error else ""
+                self.tick(doing=f"epoch {epoch + 1} of {optim.epochs}", total=len(steps), about=about, note=note)
+                if outcome.error:
+                    self.skipped.append((plan.slide_id, outcome.error))
+                    if journal:
+                        journal.write("skip", slide_id=plan.slide_id, epoch=epoch, reason=outcome.error)
+                    continue
+                losses.append(outcome.loss)
+                num_tiles += plan.num_rows
                 if journal:
-                    journal.write("skip", slide_id=plan.slide_id, epoch=epoch, reason=outcome.error)
-                continue
-            for optimizer in self.optimizers.values():  # 6. update
-                optimizer.step()
-            losses.append(outcome.loss)
-            num_tiles += plan.num_rows
-            if journal:
-                now = time.perf_counter()
-                journal.write(
-                    "step",
-                    at=epoch * self.steps_per_epoch + plan.index,
-                    step=epoch * self.steps_per_epoch + plan.index,
-                    epoch=epoch,
-                    slide_id=plan.slide_id,
-                    loss=outcome.loss,
-                    lr=rate,
-                    num_tiles=plan.num_rows,
-                    step_s=now - step_started,
-                    data_wait_s=outcome.wait_s,
-                )
+                    number = epoch * self.slides_per_epoch + plan.index
+                    journal.write(
+                        "step",
+                        at=number,
+                        step=number,
+                        epoch=epoch,
+                        slide_id=plan.slide_id,
+                        loss=outcome.loss,
+                        lr=rate,
+                        num_tiles=plan.num_rows,
+                        step_s=slide_s,
+                        data_wait_s=outcome.wait_s,
+                    )
         if not losses:
             raise TrainerError(f"epoch {epoch}: none of {len(steps)} slides could be read; first: {self.skipped[0][1]}")
         train_s = time.perf_counter() - started
@@ -167,10 +174,13 @@ class Loop:
         }
         save_checkpoint(self.job.run, self.comm, halves, state, is_best=is_best)
 
-    def _resume(self) -> None:
+    def _begin(self) -> None:
+        """From the newest checkpoint, else from the start."""
         whole = list_checkpoints(self.job.run)
         name = self.comm.from_aggregator(whole[-1].name if whole else None)
         if name is None:
+            if self.job.config.encoder.batchnorm == "calibrated":
+                self._calibrate()
             return
         newest = self.job.run / "checkpoints" / name
         state = read_state(newest)
@@ -181,21 +191,34 @@ class Loop:
             half.load_state_dict(saved["model"])
             self.optimizers[half_name].load_state_dict(saved["optimizer"])
 
-    def _set_rates(self, step: int) -> float:
+    def _calibrate(self) -> None:
+        """Measures BatchNorm on the first slides of the first epoch, before the first step."""
+        steps = self.sampler.steps()[:_CALIBRATION_SLIDES]
+        comm = self.comm
+        shards = self.loader.read(shards_of(steps, comm.topology, comm.rank, self.job.config.seed))
+        self.engine.calibrate(self._inputs(steps, shards))
+
+    def _inputs(self, steps: list[StepPlan], shards: Iterator[Shard]) -> Iterator[SlideInput]:
+        """The steps with this rank's shards, to be taken in order."""
+        labels = self.job.cohort.of("train")
+        num_mine = len(self.comm.topology.virtual_of(self.comm.rank))
+        for plan in steps:
+            yield SlideInput(plan, itertools.islice(shards, num_mine), labels[plan.slide_id].label)
+
+    def _set_rates(self, epoch: int, step: int) -> float:
+        """Sets the learning rates for the epoch's optimiser step number `step`; returns the encoder's."""
         optim = self.job.config.optim
-        rates = {
-            name: learning_rate(
-                step,
-                peak=peak,
-                num_steps=optim.epochs * self.steps_per_epoch,
-                num_warmup=round(optim.warmup_epochs * self.steps_per_epoch),
-            )
-            for name, peak in self.peak.items()
-        }
+        per_epoch = math.ceil(self.slides_per_epoch / optim.slides_per_step)
         for name, optimizer in self.optimizers.items():
+            rate = learning_rate(
+                epoch * per_epoch + step,
+                peak=self.peak[name],
+                num_steps=optim.epochs * per_epoch,
+                num_warmup=round(optim.warmup_epochs * per_epoch),
+            )
             for group in optimizer.param_groups:
-                group["lr"] = rates[name]
-        return rates["encoder"]
+                group["lr"] = rate
+        return rate
 
     def _describe(self) -> dict[str, Any]:
         topology, config = self.comm.topology, self.job.config

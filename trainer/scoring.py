@@ -15,7 +15,7 @@ from trainer.cohort import Cohort
 from trainer.job import Job
 from trainer.sampler import plan_scoring, shards_of
 from trainer.statistics import auc, bootstrap_auc, macro_auc
-from trainer.step import Engine
+from trainer.step import Engine, SlideInput
 
 
 class Tick(Protocol):
@@ -49,7 +49,8 @@ def score_split(engine: Engine, job: Job, split: str, tick: Tick) -> tuple[list[
     shards = job.loader(topology).read(shards_of(steps, topology, engine.comm.rank, job.config.seed))
     scores, skipped = [], []
     for step in steps:
-        outcome = engine.score(step, (next(shards) for _ in range(num_mine)), cases[step.slide_id].label)
+        mine = (next(shards) for _ in range(num_mine))
+        outcome = engine.score(SlideInput(step, mine, cases[step.slide_id].label))
         tick(doing=f"scoring {split}", total=len(steps))
         if outcome.error:
             skipped.append((step.slide_id, outcome.error))

@@ -1,10 +1,11 @@
-"""One training step of one slide: the paper's section 2, encoder side and aggregator side beside each other.
+"""One training step: the paper's section 2, encoder side and aggregator side beside each other.
 
 1. encode      each encoder rank encodes its virtual ranks' tiles, one virtual rank after another
 2. gather      features travel to the aggregator, in slide order; a failed read is told, and all skip the slide
 3. aggregate   logits, loss, backward down to the features
 4. scatter     each encoder rank receives the gradient of its own features
-5. backward    through the encoder, virtual rank by virtual rank; gradients are summed over encoder ranks
+5. backward    through the encoder, virtual rank by virtual rank; after the step's last slide gradients are summed
+               over encoder ranks
 6. update      each half takes its optimiser step
 
 The sum in phase 5 is explicit and exact for any split; the paper's factor N undoes DDP's averaging, a sum needs none.
@@ -17,6 +18,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,9 +42,17 @@ class Shard:
     error: str = ""
 
 
+class SlideInput(NamedTuple):
+    """One slide of a step: its plan and class, alike on every rank, and this rank's virtual ranks' tiles, in order."""
+
+    plan: StepPlan
+    shards: Iterable[Shard]
+    label: int
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a step gave. `loss`, `logits_C`, `attention_K` are known to the aggregator alone, the rest to all ranks."""
+    """What a slide gave. `loss`, `logits_C`, `attention_K` are known to the aggregator alone, the rest to all ranks."""
 
     error: str = ""
     """Why all ranks skip the slide; empty if they do not."""
@@ -95,21 +105,34 @@ class Engine:
         if self.aggregator is not None:
             self.aggregator.train(training)
 
-    def step(self, plan: StepPlan, shards: Iterable[Shard], label: int) -> Outcome:
-        """Gradients of one slide's loss, left in both halves' `.grad` (phases 1 to 5); the caller updates.
+    def step(self, slides: Iterable[SlideInput]) -> list[Outcome]:
+        """Gradients of the mean loss of one or more slides, left in both halves' `.grad` (phases 1 to 5).
 
-        Args:
-            plan: the slide; the same on every rank.
-            shards: this rank's virtual ranks' tiles, in order; none on a dedicated aggregator.
-            label: the slide's class.
+        The caller clears gradients before and updates after. Slides that are skipped do not count in the mean.
         """
-        topology, comm = self.comm.topology, self.comm
-        mine = topology.virtual_of(comm.rank)
         stats = RunningStats(self.encoder) if self.encoder is not None else None
+        outcomes = [self._slide(slide, stats) for slide in slides]
+
+        # 5b. gradients, and BatchNorm's statistics, summed over encoder ranks
+        if self.encoder is not None and stats is not None:
+            gradients = [_gradient(parameter) for parameter in self.encoder.parameters() if parameter.requires_grad]
+            self.comm.sum_over_encoders([*gradients, *stats.sums, stats.num_tiles])
+            stats.commit()
+        num_used = sum(not outcome.error for outcome in outcomes)
+        for half in (self.encoder, self.aggregator) if num_used > 1 else ():
+            for parameter in half.parameters() if half is not None else ():
+                if parameter.grad is not None:
+                    parameter.grad /= num_used
+        return outcomes
+
+    def _slide(self, slide: SlideInput, stats: RunningStats | None) -> Outcome:
+        """Phases 1 to 5 of one slide; its gradients are added to those of the step's slides before it."""
+        plan, comm = slide.plan, self.comm
+        mine = comm.topology.virtual_of(comm.rank)
 
         # 1. encode: the last `keep` virtual ranks with a graph, those before them without.
         passes: list[_Pass] = []
-        error, clock = "", _WaitClock(shards)
+        error, clock = "", _WaitClock(slide.shards)
         for position, shard in enumerate(clock):
             error = error or shard.error
             if error or not len(shard.tiles_NHWC):
@@ -124,6 +147,8 @@ class Engine:
 
         # 2. gather
         error, wait_s = comm.agree(error, clock.wait_s)
+        if stats is not None:
+            stats.settle(keep=not error)
         if error:
             return Outcome(error=error, wait_s=wait_s)
         features_KD = comm.gather_rows(features_ND, plan.num_rows, self.num_features)
@@ -134,7 +159,7 @@ class Engine:
             features_KD.requires_grad_()
             with self._random_state(plan, "aggregator"):
                 logits_C, attention_K = self.aggregator(features_KD)
-            loss = F.cross_entropy(logits_C[None], torch.tensor([label], device=logits_C.device))
+            loss = F.cross_entropy(logits_C[None], torch.tensor([slide.label], device=logits_C.device))
             loss.backward()
             gradient_KD = features_KD.grad
             outcome = Outcome("", wait_s, loss.item(), logits_C.detach(), attention_K.detach())
@@ -142,24 +167,44 @@ class Engine:
         # 4. scatter
         gradient_ND = comm.scatter_rows(gradient_KD, features_ND)
 
-        # 5. backward through the encoder, gradients summed over encoder ranks
-        if self.encoder is not None and stats is not None:
-            pieces = gradient_ND.split([len(p.features_ND) for p in passes])
-            # Kept graphs (the last ones) first: their memory is free before others are encoded again.
-            for p, piece_ND in reversed(list(zip(passes, pieces, strict=True))):
-                if not p.features_ND.requires_grad:
-                    p.features_ND = self._encode(plan, p.shard, moves_stats=False)
-                p.features_ND.backward(piece_ND)
-                p.features_ND = p.features_ND.detach()
-            gradients = [_gradient(parameter) for parameter in self.encoder.parameters() if parameter.requires_grad]
-            comm.sum_over_encoders([*gradients, *stats.sums, stats.num_tiles])
-            stats.commit()
+        # 5. backward through the encoder
+        pieces = gradient_ND.split([len(p.features_ND) for p in passes]) if passes else ()
+        # Kept graphs (the last ones) first: their memory is free before others are encoded again.
+        for p, piece_ND in reversed(list(zip(passes, pieces, strict=True))):
+            if not p.features_ND.requires_grad:
+                p.features_ND = self._encode(plan, p.shard, moves_stats=False)
+            p.features_ND.backward(piece_ND)
+            p.features_ND = p.features_ND.detach()
         return outcome
 
     @torch.no_grad()
-    def score(self, plan: StepPlan, shards: Iterable[Shard], label: int) -> Outcome:
-        """Logits and loss of one slide, no gradient, after `set_training(False)`. Arguments as in `step`."""
-        chunks, error, clock = [], "", _WaitClock(shards)
+    def calibrate(self, slides: Iterable[SlideInput]) -> None:
+        """Sets BatchNorm's running statistics to the mean over the slides' virtual ranks, weighted by tiles.
+
+        Slides that cannot be read are passed over; training will tell.
+        """
+        if self.encoder is None:
+            return
+        set_mode(self.encoder, training=False, batchnorm="virtual")
+        layers = own_layers(self.encoder)
+        stats, momenta = RunningStats(self.encoder), [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.momentum = 1.0  # The running statistics after a pass are those of the pass.
+        for slide in slides:
+            for shard in slide.shards:
+                if not shard.error and len(shard.tiles_NHWC) > 1:
+                    self._encode(slide.plan, shard, moves_stats=True)
+                    stats.collect(len(shard.tiles_NHWC))
+        stats.settle(keep=True)
+        self.comm.sum_over_encoders([*stats.sums, stats.num_tiles])
+        stats.commit()
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+    @torch.no_grad()
+    def score(self, slide: SlideInput) -> Outcome:
+        """Logits and loss of one slide, no gradient, after `set_training(False)`."""
+        chunks, error, clock = [], "", _WaitClock(slide.shards)
         for shard in clock:
             error = error or shard.error
             # Where BatchNorm looks at the tiles, a virtual rank must be encoded whole.
@@ -170,11 +215,11 @@ class Engine:
         error, wait_s = self.comm.agree(error, clock.wait_s)
         if error:
             return Outcome(error=error, wait_s=wait_s)
-        features_KD = self.comm.gather_rows(self._stack(chunks), plan.num_rows, self.num_features)
+        features_KD = self.comm.gather_rows(self._stack(chunks), slide.plan.num_rows, self.num_features)
         if features_KD is None or self.aggregator is None:
             return Outcome(wait_s=wait_s)
         logits_C, attention_K = self.aggregator(features_KD)
-        loss = F.cross_entropy(logits_C[None], torch.tensor([label], device=logits_C.device))
+        loss = F.cross_entropy(logits_C[None], torch.tensor([slide.label], device=logits_C.device))
         return Outcome("", wait_s, loss.item(), logits_C, attention_K)
 
     def _encode(self, plan: StepPlan, shard: Shard, *, moves_stats: bool) -> Tensor:

@@ -23,7 +23,7 @@ from trainer.config import Aggregator, Encoder
 from trainer.encoders import build_encoder
 from trainer.ranks import run_ranks
 from trainer.sampler import StepPlan
-from trainer.step import Engine, Shard
+from trainer.step import Engine, Shard, SlideInput
 from trainer.topology import Topology
 
 Fault = Literal["none", "scale", "drop", "swap"]
@@ -166,7 +166,7 @@ def gradients_of_rank(rank: int, world_size: int, cases: list[Case]) -> list[dic
         )
         engine.set_training(True)
         plan = StepPlan(0, 0, "verify", case.num_tiles, case.num_tiles)
-        engine.step(plan, _shards(case, topology, rank), label=1)
+        engine.step([SlideInput(plan, _shards(case, topology, rank), 1)])
         out.append(_named_gradients(engine.encoder, engine.aggregator))
     return out
 

@@ -67,5 +67,7 @@ def _blocks(slide: Slide, manifest: Manifest, num_threads: int) -> None:
 
 
 if __name__ == "__main__":
-    big = CohortConfig(width_px=(16384, 16384), height_px=(12288, 12288), scant_every=0) if "--big" in sys.argv else None
+    big = (
+        CohortConfig(width_px=(16384, 16384), height_px=(12288, 12288), scant_every=0) if "--big" in sys.argv else None
+    )
     print(json.dumps(main(config=big)))

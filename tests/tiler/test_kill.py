@@ -16,8 +16,8 @@ from manifests import LocalManifests, read_manifest
 from manifests.catalog import read_paths
 
 
-@pytest.mark.slow()
-@pytest.mark.torture()
+@pytest.mark.slow
+@pytest.mark.torture
 def test_killed_at_random_moments_and_restarted(
     small_cohort: Path, tmp_path: Path, slidegrad: Callable[..., Any], times: Callable[[int, int], int]
 ) -> None:
@@ -31,7 +31,7 @@ def test_killed_at_random_moments_and_restarted(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         # Half of the kills while it starts, half while it writes.
-        time.sleep(rng.uniform(0.2, 2.5))
+        time.sleep(rng.uniform(0.1, 1.2))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             killed += 1

@@ -14,7 +14,7 @@ from trainer.errors import TrainerError
 CONFIG = CohortConfig(val_fraction=0.25, test_fraction=0.25)
 
 
-@pytest.fixture()
+@pytest.fixture
 def source(tmp_path: Path) -> LocalManifests:
     """Twelve slides, the last one empty; a and b are copies of one file."""
     for i in range(12):
@@ -84,7 +84,10 @@ def test_given_splits_are_used_and_a_leak_is_refused(tmp_path: Path, source: Loc
     [
         ("slide,label\ns1,0\n", "expected the columns slide_id, label"),
         ("slide_id,label\n", "at least one row"),
-        (labels_of(11) + "".join(f"x{i},0,q{i}\n" for i in range(9)), r"9 of 20 slides have no manifest: x0.*and 4 more"),
+        (
+            labels_of(11) + "".join(f"x{i},0,q{i}\n" for i in range(9)),
+            r"9 of 20 slides have no manifest: x0.*and 4 more",
+        ),
         (labels_of(4) + "s1,1,p1\n", "1 slides are listed twice: s1"),
         ("slide_id,label\ns2,0\ns3,0\ns4,0\ns5,0\n", "has 1 of the classes"),
         ("slide_id,label,split\ns2,0,train\ns3,1,\n", "1 slides have no split while others do: s3"),

@@ -12,7 +12,7 @@ from trainer.comm import Comm
 from trainer.config import Aggregator
 from trainer.ranks import run_ranks
 from trainer.sampler import StepPlan
-from trainer.step import Engine, Shard
+from trainer.step import Engine, Shard, SlideInput
 from trainer.topology import Topology
 
 NUM_VIRTUAL, NUM_TILES = 6, 23
@@ -43,7 +43,7 @@ class Encoder(nn.Module):
 def one_step(
     rank: int, world_size: int, mode: str, num_virtual: int, num_tiles: int, keep: int | None, steps: int = 1
 ) -> dict[str, Tensor]:
-    """What this rank holds after `steps` steps of plain SGD: gradients, parameters and buffers by name, and the loss."""
+    """What this rank holds after `steps` steps of plain SGD: gradients, parameters, buffers by name, and the loss."""
     torch.manual_seed(0)
     encoder, aggregator = Encoder().double(), build_aggregator(Aggregator(hidden=8, dropout=0.2), 12, 2).double()
     comm = Comm(Topology.make(world_size, mode, num_virtual), rank, torch.device("cpu"))  # type: ignore[arg-type]
@@ -64,7 +64,8 @@ def one_step(
     for index in range(steps):
         plan = StepPlan(index, 0, "slide", num_tiles, num_tiles)
         bounds = {v: part_bounds(num_tiles, v, num_virtual) for v in comm.topology.virtual_of(rank)}
-        outcome = engine.step(plan, [Shard(v, tiles[begin:end]) for v, (begin, end) in bounds.items()], label=1)
+        shards = [Shard(v, tiles[begin:end]) for v, (begin, end) in bounds.items()]
+        (outcome,) = engine.step([SlideInput(plan, shards, 1)])
         assert not outcome.error
         for name, half in halves.items():
             for key, parameter in half.named_parameters() if half is not None else ():
@@ -97,7 +98,7 @@ def assert_close(found: dict[str, Tensor], true: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}")
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_v6_on_one_two_and_three_encoder_ranks_is_one_answer() -> None:
     """BatchNorm, dropout and augmentation on, float64, three steps."""
     arguments: tuple[Any, ...] = (NUM_VIRTUAL, NUM_TILES, None, 3)
@@ -145,8 +146,12 @@ def failing_step(rank: int, world_size: int) -> tuple[str, int]:
     tiles = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
     error = "slide bad: no" if rank == 2 else ""
     mine = comm.topology.virtual_of(rank)
-    bad = engine.step(StepPlan(0, 0, "bad", 8, 8), [Shard(v, tiles, error) for v in mine], 0)
-    good = engine.step(StepPlan(0, 1, "good", 8, 8), [Shard(v, tiles) for v in mine], 0)
+    bad, good = engine.step(
+        [
+            SlideInput(StepPlan(0, 0, "bad", 8, 8), [Shard(v, tiles, error) for v in mine], 0),
+            SlideInput(StepPlan(0, 1, "good", 8, 8), [Shard(v, tiles) for v in mine], 0),
+        ]
+    )
     half = engine.encoder or engine.aggregator
     assert half is not None
     return bad.error + good.error, sum(p.grad is not None for p in half.parameters())

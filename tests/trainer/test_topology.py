@@ -17,7 +17,9 @@ def test_a_dedicated_aggregator_encodes_nothing() -> None:
     assert topology.rows_of(0, 100) == slice(0, 0)
 
 
-@pytest.mark.parametrize(("world_size", "mode", "encoders"), [(1, "auto", (0,)), (2, "auto", (1,)), (3, "shared", (0, 1, 2))])
+@pytest.mark.parametrize(
+    ("world_size", "mode", "encoders"), [(1, "auto", (0,)), (2, "auto", (1,)), (3, "shared", (0, 1, 2))]
+)
 def test_auto_shares_only_where_one_process_is_alone(world_size: int, mode: str, encoders: tuple[int, ...]) -> None:
     topology = Topology.make(world_size, mode, None)  # type: ignore[arg-type]
     assert topology.encoder_ranks == encoders

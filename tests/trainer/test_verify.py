@@ -5,7 +5,7 @@ import pytest
 from trainer.verify import BUILT_IN, NUM_TILES, Case, Result, verify
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
 def test_ranks_and_virtual_ranks_give_one_process(num_ranks: int) -> None:
     """All three encoders, both dtypes, 1 and 3 virtual ranks each, uneven splits and empty shards."""
@@ -20,12 +20,10 @@ def test_ranks_and_virtual_ranks_give_one_process(num_ranks: int) -> None:
     assert not wrong
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_batchnorm_by_virtual_rank_gives_one_process_with_the_same() -> None:
     cases = [
-        Case(
-            encoder="conv", dtype="float64", num_tiles=n, num_ranks=2, num_virtual=v, batchnorm="virtual", keep=keep
-        )
+        Case(encoder="conv", dtype="float64", num_tiles=n, num_ranks=2, num_virtual=v, batchnorm="virtual", keep=keep)
         for n in NUM_TILES
         for v in (2, 6)
         for keep in (None, 0, 1)
@@ -33,7 +31,7 @@ def test_batchnorm_by_virtual_rank_gives_one_process_with_the_same() -> None:
     assert all(result.holds for result in verify(cases))
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["scale", "drop", "swap"])
 def test_every_injected_fault_is_noticed(fault: str) -> None:
     cases = [
