@@ -85,12 +85,12 @@ def write_manifest(file: Path, manifest: Manifest, config_json: str = "{}") -> N
     record = manifest.slide.to_json()[:-1] + f', "tiler": {config_json}}}'
     table = manifest.to_table().replace_schema_metadata({_METADATA_KEY: record.encode()})
     with atomic_path(file) as partial:
-        pq.write_table(table, partial, compression="zstd")
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 
 
 def read_table(file: Path) -> pa.Table:
     """Reads a Parquet file that others may replace meanwhile: opened once, where `pq.read_table` opens it twice."""
-    with pq.ParquetFile(file) as opened:
+    with pq.ParquetFile(file, page_checksum_verification=True) as opened:
         return opened.read()
 
 

@@ -48,8 +48,10 @@ def build_manifest(path: str | Path, slide_id: str, config: TilerConfig, *, csv_
     level = slide.levels[read.level]
     thumbnail, thumbnail_mpp = read_thumbnail(slide, max(mpp))
     tissue = otsu(thumbnail, thumbnail_mpp)
+    px_per_mask_px = thumbnail_mpp / max(mpp) / level.downsample
     grid = make_grid(
         tissue,
+        (tissue.shape[1] * px_per_mask_px, tissue.shape[0] * px_per_mask_px),
         (level.width, level.height),
         level.downsample,
         read,

@@ -20,6 +20,7 @@ class Grid:
 
 def make_grid(
     mask: NDArray[np.bool_],
+    mask_covers: tuple[float, float],
     level_size: tuple[int, int],
     downsample: float,
     read: ReadSize,
@@ -31,6 +32,7 @@ def make_grid(
 
     Args:
         mask: tissue over the whole slide, any resolution.
+        mask_covers: (width, height) of what the mask covers, px of the read level; not less than the level.
         level_size: (width, height) of the read level, px.
         downsample: level-0 px per px of the read level.
         read: the tile's size at the read level.
@@ -40,7 +42,8 @@ def make_grid(
     width, height = level_size
     xs = grid_starts(width, read.read_w, read.read_w * (1 - overlap_share))
     ys = grid_starts(height, read.read_h, read.read_h * (1 - overlap_share))
-    share = box_means(mask, xs / width, (xs + read.read_w) / width, ys / height, (ys + read.read_h) / height)
+    across, down = mask_covers
+    share = box_means(mask, xs / across, (xs + read.read_w) / across, ys / down, (ys + read.read_h) / down)
     row, col = np.nonzero(share >= min_tissue)
     order = hilbert_order(col, row)
     row, col = row[order], col[order]

@@ -35,7 +35,7 @@ def read_thumbnail(slide: Slide, mpp_l0: float) -> tuple[NDArray[np.uint8], floa
     Read in strips, so that a slide with one level only needs no more memory than one with many.
 
     Returns:
-        RGB (h, w, 3) and its microns per px.
+        RGB (h, w, 3), its last column and row reaching past the edge, and its microns per px.
     """
     fine = [i for i, lv in enumerate(slide.levels) if mpp_l0 * lv.downsample <= THUMBNAIL_MPP * 1.01]
     index = max(fine, default=0, key=lambda i: slide.levels[i].downsample)
@@ -46,12 +46,11 @@ def read_thumbnail(slide: Slide, mpp_l0: float) -> tuple[NDArray[np.uint8], floa
     strips: list[NDArray[np.uint8]] = []
     for top in range(0, level.height, strip_h):
         rows = min(strip_h, level.height - top)
-        if rows < factor and strips:
-            break
         strip = slide.read(0, int(level_to_l0(np.array(top), level.downsample)), index, level.width, rows)
-        size = max(1, level.width // factor), max(1, rows // factor)
-        crop = strip[: size[1] * factor, : size[0] * factor]
-        strips.append(cv2.resize(np.ascontiguousarray(crop), size, interpolation=cv2.INTER_AREA))
+        # The last px of the thumbnail may cover less than a whole block: its own px are repeated, not white added.
+        whole = np.pad(strip, ((0, -rows % factor), (0, -level.width % factor), (0, 0)), mode="edge")
+        size = whole.shape[1] // factor, whole.shape[0] // factor
+        strips.append(cv2.resize(whole, size, interpolation=cv2.INTER_AREA))
     return np.concatenate(strips), mpp * factor
 
 

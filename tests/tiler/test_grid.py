@@ -40,7 +40,7 @@ def test_box_means_are_exact_areas(data: st.DataObject) -> None:
 def _grid(mask: NDArray[np.bool_], size: tuple[int, int], read: tuple[int, int], **settings: float) -> Grid:
     read_size = ReadSize(level=0, read_w=read[0], read_h=read[1], is_native=True)
     down = settings.pop("downsample", 1.0)
-    return make_grid(mask, size, down, read_size, **{"overlap_share": 0, "min_tissue": 0.25} | settings)  # type: ignore[arg-type]
+    return make_grid(mask, size, size, down, read_size, **{"overlap_share": 0, "min_tissue": 0.25} | settings)  # type: ignore[arg-type]
 
 
 sides = st.integers(1, 700)
