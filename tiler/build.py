@@ -47,7 +47,7 @@ def build_manifest(path: str | Path, slide_id: str, config: TilerConfig, *, csv_
     read = geometry.choose_read(downsamples, mpp, config.tile_px, config.mpp)
     level = slide.levels[read.level]
     thumbnail, thumbnail_mpp = read_thumbnail(slide, max(mpp))
-    tissue = otsu(thumbnail, thumbnail_mpp)
+    tissue = otsu(thumbnail, thumbnail_mpp, reject_pen=config.reject_pen)
     px_per_mask_px = thumbnail_mpp / max(mpp) / level.downsample
     grid = make_grid(
         tissue,

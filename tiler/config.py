@@ -19,6 +19,8 @@ class TilerConfig:
     """Microns per output px."""
     tissue: Literal["otsu"] = "otsu"
     """Tissue method."""
+    reject_pen: bool = True
+    """Pen marks are no tissue; turn off for stains without eosin whose tissue is lost."""
     min_tissue: float = 0.25
     """Least share of a tile that must be tissue, 0 to 1; 0 keeps every tile inside the slide."""
     overlap: int = 0
