@@ -48,7 +48,7 @@ def evaluate(run: Path, split: str, manifests: Path | None, tick: Tick) -> dict[
     job = open_run(run, manifests)
     if not job.cohort.of(split):
         raise TrainerError(f"{run}: no slides in the split {split!r}")
-    scores, skipped = _score_alone(job, split, tick)
+    scores, skipped = score_alone(job, split, tick)
     return _write_all(job, split, scores, skipped)
 
 
@@ -70,14 +70,15 @@ def draw_one_heatmap(run: Path, slide_id: str, manifests: Path | None) -> dict[s
         paths=job.paths,
         tile_px=job.tile_px,
     )
-    scores, skipped = _score_alone(alone, case.split, lambda **_: None)
+    scores, skipped = score_alone(alone, case.split, lambda **_: None)
     if skipped:
         raise TrainerError(skipped[0][1])
     file = _draw_heatmap(job, case, scores[0])
     return {"slide_id": slide_id, "probs": [round(float(p), 4) for p in scores[0].probs], "heatmap": str(file)}
 
 
-def _score_alone(job: Job, split: str, tick: Tick) -> tuple[list[Score], list[tuple[str, str]]]:
+def score_alone(job: Job, split: str, tick: Tick) -> tuple[list[Score], list[tuple[str, str]]]:
+    """Scores a split in this process alone, with the run's chosen checkpoint; returns as `score_split`."""
     checkpoint = chosen_checkpoint(job.run)
     _, _, device = join_group()
     assert job.config.virtual_ranks, "a saved config is resolved"

@@ -19,7 +19,7 @@ def demo() -> RunConfig:
         tiles=Tiles(tiles="fixed", k=96),
         encoder=Encoder(name="test_resnet", batchnorm="calibrated"),
         aggregator=Aggregator(hidden=64),
-        optim=Optim(epochs=30, slides_per_step=4, lr=1e-3, weight_decay=0.05, warmup_epochs=1),
+        optim=Optim(epochs=30, slides_per_step=4, lr=5e-4, weight_decay=0.05, warmup_epochs=1),
     )
 
 

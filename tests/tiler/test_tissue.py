@@ -9,22 +9,35 @@ import pytest
 from tiler import open_slide
 from tiler.masks import read_thumbnail
 from tiler.synth.layout import LOOKALIKE, PEN, TISSUE
-from tiler.tissue import otsu
+from tiler.tissue import otsu, pen_marks
 
 
-def test_the_mask_agrees_with_the_truth_where_no_pen_was(small_cohort: Path) -> None:
-    num_compared = 0
+def test_the_mask_agrees_with_the_truth_and_leaves_pen_out(small_cohort: Path) -> None:
+    num_pen = 0
     for path in sorted(small_cohort.glob("slides/*.svs")):
         truth = cv2.imread(str(small_cohort / "truth" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
         assert truth is not None
-        if (truth == PEN).any():
-            continue
         thumbnail, mpp = read_thumbnail(open_slide(path), 0.5)
-        mask, tissue = otsu(thumbnail, mpp), (truth >= TISSUE) & (truth <= LOOKALIKE)
+        mask, tissue, pen = otsu(thumbnail, mpp), (truth >= TISSUE) & (truth <= LOOKALIKE), truth == PEN
         assert mask.shape == tissue.shape
-        assert 2 * (mask & tissue).sum() / (mask.sum() + tissue.sum()) > 0.93, path.name
-        num_compared += 1
-    assert num_compared == 10
+        overlap = 2 * (mask & tissue).sum() / ((mask & ~pen).sum() + tissue.sum())
+        # On so small a slide the margin round the strokes is a good part of the tissue.
+        assert overlap > (0.88 if pen.any() else 0.93), path.name
+        if pen.any():
+            num_pen += 1
+            assert (mask & pen).sum() < 0.15 * pen.sum()
+            assert (otsu(thumbnail, mpp, reject_pen=False) & pen).sum() > 0.8 * pen.sum()
+    assert num_pen == 2
+
+
+@pytest.mark.parametrize("ink", [(36, 49, 126), (42, 111, 68), (35, 30, 36), (164, 39, 48)])
+def test_felt_pens_are_found_and_stains_are_not(ink: tuple[int, int, int]) -> None:
+    stroke = (slice(100, 120), slice(0, 200), ink)
+    marks = pen_marks(_drawn((slice(20, 80), slice(20, 180), PINK), stroke))
+    assert marks[101:119].all()
+    assert not marks[:98].any()
+    for stain in ((220, 130, 170), (110, 70, 140), (150, 90, 160), (180, 60, 90), (230, 225, 235), (140, 110, 80)):
+        assert not pen_marks(_drawn((slice(50, 150), slice(50, 150), stain))).any(), stain
 
 
 @pytest.mark.parametrize("noise", [0, 3])

@@ -134,6 +134,71 @@ def test_running_statistics_move_once_per_tile() -> None:
     torch.testing.assert_close(moved, 0.1 * mean, rtol=0.2, atol=0.01)
 
 
+def calibrated_step(rank: int, world_size: int, mode: str) -> dict[str, Tensor]:
+    """BatchNorm calibrated on two slides, then a step on both with it frozen."""
+    torch.manual_seed(0)
+    encoder, aggregator = Encoder().double(), build_aggregator(Aggregator(hidden=8), 12, 2).double()
+    comm = Comm(Topology.make(world_size, mode, NUM_VIRTUAL), rank, torch.device("cpu"))  # type: ignore[arg-type]
+    engine = Engine(
+        comm,
+        encoder if comm.is_encoder else None,
+        aggregator if comm.is_aggregator else None,
+        num_features=12,
+        seed=5,
+        augment=True,
+        batchnorm="calibrated",
+    )
+    slides = [slide_input(comm.topology, rank, f"slide {i}", num_tiles, i) for i, num_tiles in enumerate((23, 8))]
+    engine.calibrate(slides)
+    engine.set_training(True)
+    outcomes = engine.step(slides)
+    found = {name: value.clone() for name, value in engine.encoder.state_dict().items()} if engine.encoder else {}
+    for half in (engine.encoder, engine.aggregator):
+        for name, parameter in half.named_parameters() if half is not None else ():
+            assert parameter.grad is not None
+            found[f"{name}.grad"] = parameter.grad.clone()
+    if comm.is_aggregator:
+        found["losses"] = torch.tensor([outcome.loss for outcome in outcomes])
+    return found
+
+
+def slide_input(topology: Topology, rank: int, name: str, num_tiles: int, label: int) -> SlideInput:
+    """Random tiles of a slide, as this rank's shards."""
+    generator = torch.Generator().manual_seed(num_tiles)
+    tiles = torch.randint(0, 256, (num_tiles, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    bounds = {v: part_bounds(num_tiles, v, topology.num_virtual) for v in topology.virtual_of(rank)}
+    shards = [Shard(v, tiles[begin:end]) for v, (begin, end) in bounds.items()]
+    return SlideInput(StepPlan(0, 0, name, num_tiles, num_tiles), shards, label)
+
+
+def test_calibration_is_one_answer_and_then_frozen() -> None:
+    alone = calibrated_step(0, 1, "shared")
+    start = Encoder().layers[1]
+    assert not torch.equal(alone["layers.1.running_mean"], start.running_mean)  # type: ignore[union-attr]
+    assert_close(merged(run_ranks(calibrated_step, 3, "dedicated")), alone)
+
+
+def test_the_gradient_of_a_step_is_the_mean_over_its_slides() -> None:
+    def gradients(which: tuple[int, ...]) -> list[Tensor]:
+        torch.manual_seed(0)
+        encoder, aggregator = Encoder().double(), build_aggregator(Aggregator(hidden=8), 12, 2).double()
+        topology = Topology.make(1, "shared", 2)
+        comm = Comm(topology, 0, torch.device("cpu"))
+        engine = Engine(comm, encoder, aggregator, num_features=12, seed=0, batchnorm="frozen")
+        engine.set_training(True)
+        slides = [slide_input(topology, 0, f"slide {i}", 6 + i, i % 2) for i in range(3)]
+        bad = SlideInput(slides[0].plan, [Shard(0, torch.zeros(0, 1, 1, 3, dtype=torch.uint8), "no")] * 2, 0)
+        outcomes = engine.step([*(slides[i] for i in which), bad])
+        assert [bool(outcome.error) for outcome in outcomes] == [False] * len(which) + [True]
+        halves = (encoder, aggregator)
+        return [p.grad for half in halves for p in half.parameters() if p.grad is not None]
+
+    together = gradients((0, 1, 2))
+    apart = [gradients((i,)) for i in range(3)]
+    for mean, *singles in zip(together, *apart, strict=True):
+        torch.testing.assert_close(mean, torch.stack(singles).mean(0), rtol=1e-12, atol=1e-14)
+
+
 def failing_step(rank: int, world_size: int) -> tuple[str, int]:
     """Rank 2 cannot read the first slide; all ranks skip it and go on with the second."""
     torch.manual_seed(0)

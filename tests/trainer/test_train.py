@@ -132,6 +132,22 @@ def test_a_heatmap_of_any_slide_of_the_cohort(finished: Path) -> None:
         Heatmap(run_folder=finished, slide_id="nobody").run()
 
 
+def test_the_same_seed_gives_the_same_numbers(
+    finished: Path, small_manifests: Path, labels: Path, tmp_path: Path
+) -> None:
+    train(small_manifests, labels, tmp_path / "again", *QUICK)
+    assert losses(tmp_path / "again") == losses(finished)
+    train(small_manifests, labels, tmp_path / "other", *QUICK, "--seed", "1")
+    assert losses(tmp_path / "other") != losses(finished)
+
+
+def test_bf16_and_graphs_that_are_not_kept_train_too(small_manifests: Path, labels: Path, tmp_path: Path) -> None:
+    flags = ("--optim.epochs", "1", "--tiles.k", "8", "--optim.precision", "bf16", "--machine.keep", "0")
+    train(small_manifests, labels, tmp_path / "run", *flags)
+    assert all(0 < loss < 10 for _, loss in losses(tmp_path / "run"))
+    assert all(value.dtype != torch.bfloat16 for value in weights(tmp_path / "run").values())
+
+
 def test_two_steps_on_the_real_slides(real_slides: Path, tmp_path: Path) -> None:
     """No validation, no test slides: it trains, and says what it cannot score."""
     config = TilerConfig(tile_px=64, mpp=2.0, default_mpp=0.5)
