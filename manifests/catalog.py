@@ -83,6 +83,12 @@ def read_paths(root: Path, archive: Path | None = None) -> dict[str, Path]:
     files = sorted((root / "paths").glob("*.parquet"), key=lambda file: file.stat().st_mtime_ns)
     found: dict[str, Path] = {}
     for file in files:
-        for row in pq.read_table(file, schema=_PATHS_SCHEMA).to_pylist():
+        try:
+            rows = pq.read_table(file, schema=_PATHS_SCHEMA).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise ManifestError(
+                f"{file}: path list not readable ({type(error).__name__}); tile the archive again"
+            ) from None
+        for row in rows:
             found[row["slide_id"]] = (archive or Path(row["archive"])) / row["path"]
     return found

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 
-from manifests.catalog import rebuild_catalog, write_paths
+from manifests.catalog import read_paths, rebuild_catalog, write_paths
 from manifests.errors import ManifestError
 from manifests.files import read_record, tiles_path
 from manifests.schema import SlideRecord
@@ -113,13 +113,15 @@ def tile_archive(
         Every slide's record, sorted by slide_id.
 
     Raises:
-        TilerError: no slides found, or a worker process died.
+        TilerError: no slides found, a slide id that means another file by now, or a worker process died.
     """
     base, slides = find_slides(archive)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TilerError(f"--out {out}: cannot make this folder ({error.strerror})") from None
+    if not overwrite:
+        _refuse_other_files(out, base, slides)
     write_paths(out, base, slides)
     csv_mpp = csv_mpp or {}
     done: dict[str, SlideRecord] = {}
@@ -133,18 +135,31 @@ def tile_archive(
     for record in list(done.values()):
         if on_outcome:
             on_outcome(record, len(slides))
-    for record in _run(todo, out, config, csv_mpp, num_workers):
-        done[record.slide_id] = record
-        if on_outcome:
-            on_outcome(record, len(slides))
-    rebuild_catalog(out)
+    try:
+        for record in _run(todo, out, config, csv_mpp, num_workers):
+            done[record.slide_id] = record
+            if on_outcome:
+                on_outcome(record, len(slides))
+    finally:  # Also after Ctrl-C: the catalogue tells what is there.
+        rebuild_catalog(out)
     return [done[slide_id] for slide_id in sorted(done)]
+
+
+def _refuse_other_files(out: Path, base: Path, slides: Mapping[str, str]) -> None:
+    """A slide id of these manifests must not come to mean another slide that is still there."""
+    known = read_paths(out)
+    other = [s for s, path in slides.items() if s in known and known[s] != base / path and known[s].exists()]
+    if other:
+        raise TilerError(
+            f"--out {out}: {len(other)} slide ids already mean other files, first {other[0]!r}; "
+            "give another --out, or --overwrite to replace them"
+        )
 
 
 def _run(
     todo: Mapping[str, Path], out: Path, config: TilerConfig, csv_mpp: Mapping[str, float], num_workers: int | None
 ) -> Iterator[SlideRecord]:
-    workers = min(num_workers or os.cpu_count() or 1, len(todo))
+    workers = min(num_workers or len(os.sched_getaffinity(0)), len(todo))
     if workers <= 1:
         for slide_id, path in todo.items():
             yield tile_slide(path, slide_id, out, config, csv_mpp=csv_mpp.get(slide_id))

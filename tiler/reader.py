@@ -64,7 +64,7 @@ def read_tiles(
             else:  # Cropped first, then resampled: the pixels cannot depend on the block.
                 cv2.resize(np.ascontiguousarray(tile), shape[1:3], out[first[member]], interpolation=cv2.INTER_AREA)
 
-    threads = min(num_threads or os.cpu_count() or 1, len(reads))
+    threads = min(num_threads or len(os.sched_getaffinity(0)), len(reads))
     if threads == 1:
         for read in reads:
             run(read)

@@ -19,19 +19,17 @@ from trainer.errors import TrainerError
 _NUM_KEPT = 2
 
 
-def save_checkpoint(
-    run: Path, comm: Comm, halves: dict[str, dict[str, Any]], state: dict[str, Any], *, is_best: bool
-) -> None:
+def save_checkpoint(run: Path, comm: Comm, halves: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
     """Writes a checkpoint; called by all ranks together.
 
     Args:
         run: the run's folder.
         comm: this rank's end of the group.
         halves: "encoder" and/or "aggregator" to what this rank has to save of it.
-        state: JSON-ready position of the run; with "epoch", from 0.
-        is_best: the best on validation so far; it is kept until a better one comes.
+        state: JSON-ready position of the run; with "epoch", from 0, and "best_epoch", the best on validation so far
+            or None, which is kept until a better one comes.
     """
-    final = run / "checkpoints" / f"epoch_{state['epoch']:04d}"
+    final = _folder(run, state["epoch"])
     partial = final.with_name(f".{final.name}.tmp")
     if comm.is_aggregator:
         shutil.rmtree(partial, ignore_errors=True)
@@ -49,11 +47,9 @@ def save_checkpoint(
         write_text(partial / "state.json", json.dumps(state))
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)
-        if is_best:
-            write_text(run / "checkpoints" / "best.json", json.dumps({"checkpoint": final.name}))
-        best = read_best(run)
+        best = chosen_checkpoint(run)
         for old in list_checkpoints(run)[:-_NUM_KEPT]:
-            if old.name != best:
+            if old != best:
                 shutil.rmtree(old, ignore_errors=True)
     comm.barrier()
 
@@ -61,14 +57,6 @@ def save_checkpoint(
 def list_checkpoints(run: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     return sorted(f.parent for f in (run / "checkpoints").glob("epoch_*/state.json"))
-
-
-def read_best(run: Path) -> str | None:
-    """Name of the checkpoint with the best validation, or None."""
-    try:
-        return str(json.loads((run / "checkpoints" / "best.json").read_text())["checkpoint"])
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def read_best_state(run: Path) -> dict[str, Any]:
@@ -85,13 +73,24 @@ def chosen_checkpoint(run: Path) -> Path:
     whole = list_checkpoints(run)
     if not whole:
         raise TrainerError(f"{run}: no checkpoint here; train first, or go on with --resume")
-    best = read_best(run)
-    return next((c for c in whole if c.name == best), whole[-1])
+    best = read_state(whole[-1])["best_epoch"]
+    return _folder(run, best) if best is not None and _folder(run, best) in whole else whole[-1]
+
+
+def _folder(run: Path, epoch: int) -> Path:
+    return run / "checkpoints" / f"epoch_{epoch:04d}"
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Where the run stood."""
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    """Where the run stood.
+
+    Raises:
+        TrainerError: not readable.
+    """
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    except (OSError, ValueError):
+        raise TrainerError(f"{checkpoint.name}: state.json is damaged; remove this checkpoint") from None
     return state
 
 

@@ -83,25 +83,25 @@ class Train:
     def _run_rank(self) -> tuple[dict[str, Any], int]:
         """This rank's part of the run. Only the aggregator has the result; ranks of a group always end with 0."""
         from trainer.comm import Comm, join_group, leave_group
-        from trainer.launch import is_launched
+        from trainer.launch import is_launched, is_ours
         from trainer.loop import Loop
         from trainer.outcome import conclude
         from trainer.prepare import open_run
         from trainer.topology import Topology
 
         rank, world_size, device = join_group()
-        try:
-            topology = Topology.make(world_size, self.config.machine.aggregator, self.config.virtual_ranks)
-            comm = Comm(topology, rank, device)
-            if comm.is_aggregator:
-                self._prepare(topology)
-            comm.barrier()
-            with progress_bar() as bar:
-                loop = Loop(open_run(self.out), comm, _Tick(bar) if comm.is_aggregator else _silent)
-                loop.run()
-                result = conclude(loop)
-        finally:
-            leave_group()
+        topology = Topology.make(world_size, self.config.machine.aggregator, self.config.virtual_ranks)
+        comm = Comm(topology, rank, device)
+        if comm.is_aggregator:
+            self._prepare(topology)
+        comm.barrier()
+        with progress_bar() as bar:
+            loop = Loop(open_run(self.out), comm, _Tick(bar) if comm.is_aggregator else _silent)
+            loop.run()
+            result = conclude(loop)
+        leave_group()  # Not after an error: the others are waiting elsewhere, and the launcher ends them.
+        if is_ours():
+            return {}, 0
         return result, 1 if result.get("num_skipped") and not is_launched() else 0
 
     def _rank_arguments(self) -> list[str]:
@@ -112,7 +112,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Score a split of a finished run with its best checkpoint: AUC with its interval, and the report anew."""
+    """Score a split of a run with its best checkpoint: AUC with its interval; for the test slides the report anew."""
 
     run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
@@ -227,9 +227,10 @@ def _silent(*, doing: str, total: int, about: str = "", note: str = "") -> None:
 
 def _saved_config(arguments: Sequence[str]) -> RunConfig | None:
     """The config of the run that --resume goes on with, for the flags' defaults."""
-    if "--resume" not in arguments or "--out" not in arguments[:-1]:
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--out=") else [word])]
+    if "--resume" not in words or "--out" not in words[:-1]:
         return None
-    file = Path(arguments[list(arguments).index("--out") + 1]) / "config.yaml"
+    file = Path(words[words.index("--out") + 1]) / "config.yaml"
     return RunConfig.from_yaml(file.read_text(), str(file)) if file.exists() else None
 
 

@@ -71,8 +71,11 @@ class Cohort:
     @classmethod
     def read(cls, file: Path) -> Self:
         """Reads what `write` wrote."""
-        with file.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
+        try:
+            with file.open(newline="", encoding="utf-8") as stream:
+                rows = list(csv.DictReader(stream))
+        except OSError as error:
+            raise TrainerError(f"{file}: the run's cohort cannot be read ({error.strerror})") from None
         classes = tuple(sorted({row["label"] for row in rows}, key=_class_order))
         cases = tuple(
             Case(
@@ -111,18 +114,14 @@ def load_cohort(labels: Path, source: ManifestSource, config: CohortConfig, seed
     twice = [slide_id for slide_id, n in Counter(row["slide_id"] for row in rows).items() if n > 1]
     if twice:
         raise TrainerError(f"{labels}: {len(twice)} slides are listed twice: {_few(twice)}")
-    notes = []
+    notes: list[str] = []
     unusable = [row["slide_id"] for row in rows if not catalog[row["slide_id"]]["num_tiles"]]
     if unusable:
         notes.append(f"{len(unusable)} labelled slides have no tiles and are left out: {_few(unusable)}")
         rows = [row for row in rows if catalog[row["slide_id"]]["num_tiles"]]
-    if not any(row.get("patient_id") for row in rows):
-        notes.append("no patient_id in the labels: each slide counts as its own patient")
-    for row in rows:
-        row["patient_id"] = row.get("patient_id") or row["slide_id"]
-        row["specimen_id"] = row.get("specimen_id") or row["slide_id"]
+    _fill_ids(rows, labels, notes)
 
-    same_side = _sides([(row["slide_id"], row["patient_id"], catalog[row["slide_id"]]["fingerprint"]) for row in rows])
+    same_side = _sides([(row, catalog[row["slide_id"]]["fingerprint"]) for row in rows])
     if all(row.get("split") for row in rows):
         splits = {row["slide_id"]: _split(row["split"]) for row in rows}
         _refuse_leak(rows, splits, same_side)
@@ -205,8 +204,32 @@ def _match(name: str, catalog: dict[str, object]) -> str:
     return stem if name not in catalog and stem in catalog else name
 
 
-def _sides(keys: Iterable[tuple[str, str, str]]) -> dict[str, str]:
-    """slide_id to a group name; slides that share a patient or a fingerprint, directly or not, share a group."""
+def _fill_ids(rows: list[dict[str, str]], labels: Path, notes: list[str]) -> None:
+    """Gives every row a specimen and a patient; a slide without is its own.
+
+    Raises:
+        TrainerError: some rows have one and others do not, which would split patients unnoticed.
+    """
+    for column in ("specimen_id", "patient_id"):
+        bare = [row["slide_id"] for row in rows if not row.get(column)]
+        if bare and len(bare) < len(rows):
+            raise TrainerError(f"{labels}: {len(bare)} slides have no {column} while others do: {_few(bare)}")
+        if bare and column == "patient_id":
+            notes.append("no patient_id in the labels: each slide counts as its own patient")
+    for row in rows:
+        row["specimen_id"] = row.get("specimen_id") or row["slide_id"]
+        row["patient_id"] = row.get("patient_id") or row["specimen_id"]
+
+
+def _sides(rows: Iterable[tuple[dict[str, str], str]]) -> dict[str, str]:
+    """slide_id to a group's name: slides that share patient, specimen or file, directly or not, share a group.
+
+    Args:
+        rows: a labels row and its slide's fingerprint.
+
+    Returns:
+        The first patient of the group names it, so that a split does not depend on the files' bytes.
+    """
     parent: dict[str, str] = {}
 
     def find(x: str) -> str:
@@ -215,11 +238,13 @@ def _sides(keys: Iterable[tuple[str, str, str]]) -> dict[str, str]:
         return x
 
     slides = []
-    for slide_id, patient, fingerprint in keys:
-        a, b = sorted((find(f"patient {patient}"), find(f"file {fingerprint}")))
-        parent[b] = a
-        slides.append((slide_id, patient))
-    return {slide_id: find(f"patient {patient}") for slide_id, patient in slides}
+    for row, fingerprint in rows:
+        # "0 patient" sorts first: a group's root is always its smallest patient.
+        keys = (f"0 patient {row['patient_id']}", f"1 specimen {row['specimen_id']}", f"2 file {fingerprint}")
+        root, *others = sorted({find(key) for key in keys})
+        parent.update(dict.fromkeys(others, root))
+        slides.append((row["slide_id"], keys[0]))
+    return {slide_id: find(patient) for slide_id, patient in slides}
 
 
 def _refuse_leak(rows: list[dict[str, str]], splits: dict[str, Split], same_side: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ Every method is a no-op, or a copy, for one process; so there is one step for on
 """
 
 import os
+import sys
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
@@ -155,7 +156,11 @@ def join_group() -> tuple[int, int, torch.device]:
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cpu")
-    if torch.cuda.is_available():
+    if 0 < torch.cuda.device_count() < int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
+        # NCCL wants a device for each rank: fewer devices than ranks are no use.
+        if rank == 0:
+            print(f"note: {torch.cuda.device_count()} GPUs for more ranks: running on the CPU", file=sys.stderr)
+    elif torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if world_size > 1:

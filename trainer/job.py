@@ -42,6 +42,8 @@ class Job:
         wanted = {case.slide_id for case in cohort.cases}
         rows = [row for row in source.catalog().to_pylist() if row["slide_id"] in wanted]
         sizes = {(row["tile_px"], row["tile_mpp"]) for row in rows}
+        if not sizes:
+            raise TrainerError(f"{manifests}: none of the cohort's slides is here")
         if len(sizes) != 1:
             listed = ", ".join(f"{px} px at {mpp} mpp" for px, mpp in sorted(sizes))
             raise TrainerError(

@@ -5,6 +5,13 @@ from collections.abc import Sequence
 
 from trainer.errors import TrainerError
 
+_OURS = "SLIDEGRAD_LAUNCHER"
+
+
+def is_ours() -> bool:
+    """This process is a rank that `launch` started, whose parent tells the result."""
+    return _OURS in os.environ
+
 
 def is_launched() -> bool:
     """This process is a rank that torchrun (or a compatible launcher) started."""
@@ -29,13 +36,14 @@ def launch(arguments: Sequence[str], num_processes: int, threads_per_rank: int) 
     from torch.distributed.run import parse_args, run
 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank))
+    os.environ[_OURS] = "1"
     try:
         run(parse_args(["--standalone", "--nproc-per-node", str(num_processes), "-m", "trainer", *arguments]))
     except SignalException:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
-        rank, failure = min(error.failures.items())
+        rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
         sentence = f"rank {rank} of {num_processes} ended with exit code {failure.exitcode}; its message is above"
         if 130 in codes:
             raise KeyboardInterrupt from None

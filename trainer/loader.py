@@ -55,11 +55,25 @@ class TileLoader:
             if not len(plan.rows):
                 return Shard(plan.virtual_rank, torch.zeros(0, 1, 1, 3, dtype=torch.uint8))
             slide, manifest = self._get(slide_id)
+            if len(manifest) != plan.step.num_tiles:
+                raise TilerError(
+                    f"slide {slide_id}: {len(manifest)} tiles in the manifest, {plan.step.num_tiles} at the start: "
+                    "it was tiled anew, start another run"
+                )
             tiles_NHWC = read_tiles(slide, manifest, plan.rows, num_threads=self._num_threads)
             return Shard(plan.virtual_rank, torch.from_numpy(tiles_NHWC))
-        except (SlidegradError, OSError) as error:
-            sentence = str(error) if str(error).startswith("slide ") else f"slide {slide_id}: {error}"
+        except Exception as error:  # noqa: BLE001 - the per-slide boundary: the group is told, and skips the slide
+            sentence = self._tell(slide_id, error)
             return Shard(plan.virtual_rank, torch.zeros(0, 1, 1, 3, dtype=torch.uint8), sentence)
+
+    def _tell(self, slide_id: str, error: Exception) -> str:
+        """The error in one sentence that names the slide and not its file."""
+        text = error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
+        path = self._paths.get(slide_id)
+        if path is not None:
+            text = text.replace(str(path), slide_id).replace(path.name, slide_id)
+        kind = "" if isinstance(error, SlidegradError | OSError) else f"{type(error).__name__}: "
+        return text if text.startswith("slide ") else f"slide {slide_id}: {kind}{text}"
 
     def _get(self, slide_id: str) -> tuple[Slide, Manifest]:
         if slide_id not in self._open:

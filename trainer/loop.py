@@ -62,7 +62,9 @@ class Loop:
         self.slides_per_epoch = len(self.sampler.steps())
         self.best: tuple[float, float] | None = None
         """(validation AUC, minus validation loss) of the best epoch."""
-        self.skipped: list[tuple[str, str]] = []
+        self.best_epoch: int | None = None
+        self.skipped: dict[str, str] = {}
+        """slide_id to why it was skipped, the last time."""
 
     def run(self) -> None:
         """Trains to the end, from the newest checkpoint if there is one."""
@@ -110,9 +112,7 @@ class Loop:
                 note = f"skipped: {outcome.error}" if outcome.error else ""
                 self.tick(doing=f"epoch {epoch + 1} of {optim.epochs}", total=len(steps), about=about, note=note)
                 if outcome.error:
-                    self.skipped.append((plan.slide_id, outcome.error))
-                    if journal:
-                        journal.write("skip", slide_id=plan.slide_id, epoch=epoch, reason=outcome.error)
+                    self._skip(plan.slide_id, outcome.error, epoch, journal)
                     continue
                 losses.append(outcome.loss)
                 num_tiles += plan.num_rows
@@ -131,9 +131,11 @@ class Loop:
                         data_wait_s=outcome.wait_s,
                     )
         if not losses:
-            raise TrainerError(f"epoch {epoch}: none of {len(steps)} slides could be read; first: {self.skipped[0][1]}")
+            raise TrainerError(
+                f"epoch {epoch}: none of {len(steps)} slides could be read; first: {next(iter(self.skipped.values()))}"
+            )
         train_s = time.perf_counter() - started
-        val_auc, val_loss = self._validate()
+        val_auc, val_loss = self._validate(epoch, journal)
         self._finish_epoch(epoch, val_auc, val_loss)
         if journal:
             journal.write(
@@ -147,11 +149,18 @@ class Loop:
                 tiles_per_s=num_tiles / train_s,
             )
 
-    def _validate(self) -> tuple[float, float]:
+    def _skip(self, slide_id: str, reason: str, epoch: int, journal: Journal | None) -> None:
+        self.skipped[slide_id] = reason
+        if journal:
+            journal.write("skip", slide_id=slide_id, epoch=epoch, reason=reason)
+
+    def _validate(self, epoch: int, journal: Journal | None) -> tuple[float, float]:
         """AUC and mean loss on the validation slides, whole; NaN without any."""
         if not self.job.cohort.of("val"):
             return math.nan, math.nan
-        scores, _ = score_split(self.engine, self.job, "val", self.tick)
+        scores, skipped = score_split(self.engine, self.job, "val", self.tick)
+        for slide_id, reason in skipped:
+            self._skip(slide_id, reason, epoch, journal)
         loss = float(np.mean([score.loss for score in scores])) if scores else math.nan
         found: tuple[float, float] = self.comm.from_aggregator((split_auc(scores, self.job.cohort), loss))
         return found
@@ -160,7 +169,8 @@ class Loop:
         """Saves a checkpoint; names it best if validation says so. AUC decides, the loss breaks ties."""
         merit = (val_auc, -val_loss)
         is_best = math.isfinite(val_auc) and (self.best is None or merit > self.best)
-        self.best = merit if is_best else self.best
+        if is_best:
+            self.best, self.best_epoch = merit, epoch
         halves = {
             name: {"model": half.state_dict(), "optimizer": self.optimizers[name].state_dict()}
             for name, half in halves_of(self.engine).items()
@@ -170,9 +180,11 @@ class Loop:
             "epoch": epoch,
             "sampler": self.sampler.state_dict(),
             "best": self.best,
+            "best_epoch": self.best_epoch,
+            "skipped": self.skipped,
             "val_auc": val_auc if math.isfinite(val_auc) else None,
         }
-        save_checkpoint(self.job.run, self.comm, halves, state, is_best=is_best)
+        save_checkpoint(self.job.run, self.comm, halves, state)
 
     def _begin(self) -> None:
         """From the newest checkpoint, else from the start."""
@@ -186,6 +198,7 @@ class Loop:
         state = read_state(newest)
         self.sampler.load_state_dict(state["sampler"])
         self.best = tuple(state["best"]) if state["best"] else None
+        self.best_epoch, self.skipped = state["best_epoch"], state["skipped"]
         for half_name, half in halves_of(self.engine).items():
             saved = load_half(newest, half_name)
             half.load_state_dict(saved["model"])

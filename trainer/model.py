@@ -21,7 +21,7 @@ def build_engine(config: RunConfig, comm: Comm, *, tile_px: int, num_classes: in
     Raises:
         TrainerError: unknown encoder, or weights that do not fit.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # Built on the CPU.
         torch.manual_seed(config.seed)
         # A dedicated aggregator builds the encoder too, to know the features' width, and drops it.
         encoder = build_encoder(config.encoder, tile_px)

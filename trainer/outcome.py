@@ -36,11 +36,11 @@ def conclude(loop: Loop) -> dict[str, Any]:
     scores, skipped = loop.score_best("test")
     if not comm.is_aggregator:
         return {}
-    return _write_all(job, "test", scores, [*loop.skipped, *skipped])
+    return _write_all(job, "test", scores, {**loop.skipped, **dict(skipped)})
 
 
 def evaluate(run: Path, split: str, manifests: Path | None, tick: Tick) -> dict[str, Any]:
-    """Scores a split of a run in this process and writes scores, result and report anew.
+    """Scores a split of a run in this process and writes scores and result, and for the test slides the report, anew.
 
     Raises:
         TrainerError: no run, no checkpoint, or no slides in the split.
@@ -49,7 +49,7 @@ def evaluate(run: Path, split: str, manifests: Path | None, tick: Tick) -> dict[
     if not job.cohort.of(split):
         raise TrainerError(f"{run}: no slides in the split {split!r}")
     scores, skipped = score_alone(job, split, tick)
-    return _write_all(job, split, scores, skipped)
+    return _write_all(job, split, scores, dict(skipped))
 
 
 def draw_one_heatmap(run: Path, slide_id: str, manifests: Path | None) -> dict[str, Any]:
@@ -88,14 +88,14 @@ def score_alone(job: Job, split: str, tick: Tick) -> tuple[list[Score], list[tup
     return score_split(engine, job, split, tick)
 
 
-def _write_all(job: Job, split: str, scores: list[Score], skipped: list[tuple[str, str]]) -> dict[str, Any]:
+def _write_all(job: Job, split: str, scores: list[Score], skipped: dict[str, str]) -> dict[str, Any]:
     result = write_scores(job.run, split, scores, job.cohort)
     best = read_best_state(job.run)
     result |= {
         "val_auc": best.get("val_auc"),
         "best_epoch": best.get("epoch"),
         "num_skipped": len(skipped),
-        "skipped": [reason for _, reason in skipped],
+        "skipped": list(skipped.values()),
         "classes": list(job.cohort.classes),
         "run": str(job.run),
     }
@@ -109,8 +109,9 @@ def _write_all(job: Job, split: str, scores: list[Score], skipped: list[tuple[st
             result["heatmap"] = None
             result["heatmap_error"] = str(error)
     write_result(job.run, result)
-    result["report"] = str(write_report(job.run))
-    write_result(job.run, result)
+    if split == "test":  # The report tells of the test slides alone.
+        result["report"] = str(write_report(job.run))
+        write_result(job.run, result)
     return result
 
 

@@ -52,8 +52,23 @@ def prepare_run(
     # Refuses an unknown encoder, or weights that do not fit.
     alone = Comm(Topology.make(1, "auto", 1), 0, torch.device("cpu"))
     build_engine(config, alone, tile_px=job.tile_px, num_classes=len(cohort.classes))
-    cohort.write(run / "cohort.csv")
-    write_text(file, config.to_yaml())
+    without_file = [case.slide_id for case in cohort.cases if case.slide_id not in job.paths]
+    if without_file:
+        raise TrainerError(
+            f"{manifests}: {len(without_file)} slides are in no path list, first {without_file[0]}; "
+            "tile the archive again"
+        )
+    if topology.num_virtual < topology.num_encoders:
+        idle = topology.num_encoders - topology.num_virtual
+        print(
+            f"note: {idle} encoder ranks have nothing to do with --virtual-ranks {topology.num_virtual}",
+            file=sys.stderr,
+        )
+    try:
+        cohort.write(run / "cohort.csv")
+        write_text(file, config.to_yaml())
+    except OSError as error:
+        raise TrainerError(f"--out {run}: cannot write there ({error.strerror})") from None
 
 
 def read_config(run: Path) -> RunConfig:

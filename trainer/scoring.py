@@ -71,7 +71,7 @@ def split_auc(scores: list[Score], cohort: Cohort) -> float:
 
 
 def write_scores(run: Path, split: str, scores: list[Score], cohort: Cohort) -> dict[str, Any]:
-    """Writes `scores.parquet` and returns the result: AUC, its 95 % interval, counts."""
+    """Puts a split's scores into `scores.parquet`, and returns the result: AUC, its 95 % interval, counts."""
     cases = {case.slide_id: case for case in cohort.cases}
     rows = [
         {
@@ -92,8 +92,10 @@ def write_scores(run: Path, split: str, scores: list[Score], cohort: Cohort) -> 
             ("probs", pa.list_(pa.float32())),
         ]
     )
-    with atomic_path(run / "scores.parquet") as partial:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
+    file = run / "scores.parquet"
+    others = [row for row in pq.read_table(file).to_pylist() if row["split"] != split] if file.exists() else []
+    with atomic_path(file) as partial:
+        pq.write_table(pa.Table.from_pylist([*others, *rows], schema=schema), partial)
     labels = np.array([row["label"] for row in rows])
     point = split_auc(scores, cohort)
     interval = [float("nan")] * 2
@@ -110,8 +112,9 @@ def write_scores(run: Path, split: str, scores: list[Score], cohort: Cohort) -> 
 
 
 def write_result(run: Path, result: dict[str, Any]) -> None:
-    """Writes `result.json`, what the run's commands print as their last line."""
-    write_text(run / "result.json", json.dumps(result, indent=1))
+    """Writes what the run's commands print as their last line: `result.json`, of another split than test beside it."""
+    name = "result.json" if result["split"] == "test" else f"result_{result['split']}.json"
+    write_text(run / name, json.dumps(result, indent=1))
 
 
 def _rounded(value: float) -> float | None:

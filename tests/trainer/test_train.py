@@ -88,7 +88,6 @@ def test_a_resumed_run_is_bit_equal_to_the_one_never_stopped(
     run = tmp_path / "resumed"
     shutil.copytree(finished, run)
     shutil.rmtree(list_checkpoints(run)[-1])
-    (run / "checkpoints/best.json").write_text(json.dumps({"checkpoint": "epoch_0000"}))
     log = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(log[: log.index('"epoch": 1') + 30])
     train(small_manifests, labels, run, "--resume")
