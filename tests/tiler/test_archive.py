@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from manifests import SlideRecord, read_manifest
 from manifests.catalog import read_catalog, read_paths
-from manifests.files import mask_path, tiles_path
+from manifests.files import mask_path, read_record, tiles_path
 from tiler.archive import find_slides, name_slides, tile_archive
 from tiler.config import TilerConfig
 from tiler.errors import TilerError
@@ -364,3 +364,18 @@ _parts = st.sampled_from(["x", "y", "x__y", "a", "y__a"])
 )
 def test_no_slide_is_lost_for_its_name(paths: list[str]) -> None:
     assert sorted(name_slides([Path(path) for path in paths]).values()) == sorted(paths)
+
+
+def test_a_slide_id_does_not_come_to_mean_another_slide(small_cohort: Path, tmp_path: Path) -> None:
+    for folder, slide in (("one", "synth_0000"), ("two", "synth_0001")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(small_cohort / "slides" / f"{slide}.svs", tmp_path / folder / "case.svs")
+    out, config = tmp_path / "M", TilerConfig(tile_px=32, mpp=2.0)
+    (first,) = tile_archive(str(tmp_path / "one"), out, config, num_workers=1)
+    with pytest.raises(TilerError, match="1 slide ids already mean other files, first 'case'; give another --out"):
+        tile_archive(str(tmp_path / "two"), out, config, num_workers=1)
+    assert read_record(tiles_path(out, "case")) == first
+    (second,) = tile_archive(str(tmp_path / "two"), out, config, num_workers=1, overwrite=True)
+    assert second.fingerprint != first.fingerprint
+    shutil.move(tmp_path / "two", tmp_path / "three")  # An archive that moved is still the same.
+    assert tile_archive(str(tmp_path / "three"), out, config, num_workers=1) == [second]

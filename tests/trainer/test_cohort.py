@@ -1,5 +1,6 @@
 """Labels joined with manifests, and splits that keep a patient on one side."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -79,9 +80,32 @@ def test_given_splits_are_used_and_a_leak_is_refused(tmp_path: Path, source: Loc
         load_cohort(write_labels(tmp_path, "\n".join([*rows, "s0,1,p10,test", "s1,1,p11,train"])), source, CONFIG, 0)
 
 
+def test_a_specimen_stays_on_one_side_without_patients(tmp_path: Path, source: LocalManifests) -> None:
+    rows = [f"s{i},{i // 2 % 2},sp{i // 2}" for i in range(2, 10)]
+    text = "\n".join(["slide_id,label,specimen_id", *rows])
+    for seed in range(8):
+        side = {c.slide_id: c.split for c in load_cohort(write_labels(tmp_path, text), source, CONFIG, seed).cases}
+        assert all(side[f"s{i}"] == side[f"s{i + 1}"] for i in range(2, 10, 2))
+
+
+def test_the_split_follows_from_patients_and_not_from_files(tmp_path: Path, source: LocalManifests) -> None:
+    def side() -> dict[str, str]:
+        cohort = load_cohort(write_labels(tmp_path, labels_of(11)), LocalManifests(source.root), CONFIG, 0)
+        return {case.slide_id: case.split for case in cohort.cases}
+
+    before = side()
+    for i in range(2, 11):
+        manifest = source[f"s{i}"]
+        slide = dataclasses.replace(manifest.slide, fingerprint=f"other {i}")
+        write_manifest(tiles_path(source.root, f"s{i}"), dataclasses.replace(manifest, slide=slide))
+    (source.root / "catalog.parquet").unlink()
+    assert side() == before
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("slide_id,label,patient_id\ns2,0,p\ns3,1,\ns4,0,q\n", "1 slides have no patient_id while others do: s3"),
         ("slide,label\ns1,0\n", "expected the columns slide_id, label"),
         ("slide_id,label\n", "at least one row"),
         (

@@ -121,6 +121,18 @@ def test_evaluate_scores_again_what_training_scored(finished: Path, tmp_path: Pa
     assert result["auc"] == before["auc"]
     result, _ = Evaluate(run_folder=run, split="val").run()
     assert result["split"] == "val"
+    assert json.loads((run / "result.json").read_text())["auc"] == before["auc"]
+    assert {row["split"] for row in pq.read_table(run / "scores.parquet").to_pylist()} == {"test", "val"}
+
+
+def test_manifests_that_were_tiled_anew_are_refused(finished: Path, small_cohort: Path, tmp_path: Path) -> None:
+    tile_archive(str(small_cohort / "slides"), tmp_path / "M", TilerConfig(tile_px=32, mpp=1.0), num_workers=1)
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    result, code = Evaluate(run_folder=run, manifests=tmp_path / "M").run()
+    assert code == 1
+    assert result["num_slides"] == 0
+    assert all("tiled anew" in reason for reason in result["skipped"])
 
 
 def test_a_heatmap_of_any_slide_of_the_cohort(finished: Path) -> None:
@@ -169,10 +181,26 @@ def test_a_slide_that_changed_is_skipped_and_told(small_cohort: Path, labels: Pa
     paths = read_paths(LocalManifests(tmp_path / "M").root)
     with paths["synth_0002"].open("ab") as stream:
         stream.write(b"more")
-    result, code = parsed.run()
-    assert code == 1
-    assert result["num_skipped"] >= 1
-    assert all("synth_0002" in reason and "changed since it was tiled" in reason for reason in result["skipped"])
+    paths["synth_0003"].unlink()
+    for more in ([], ["--resume"]):  # Whatever split they are in; told again after a resume.
+        result, code = parsed.run() if not more else Train.parse(arguments(tmp_path / "M", labels, run, *more)).run()
+        assert code == 1
+        assert result["num_skipped"] == 2
+        told = " ".join(result["skipped"])
+        assert "slide synth_0002: the file changed since it was tiled" in told
+        assert "slide synth_0003" in told
+        assert str(slides) not in (run / "metrics.jsonl").read_text() + told
+
+
+def test_any_error_of_a_reader_is_a_skipped_slide(
+    small_manifests: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: Any, **__: Any) -> None:
+        raise IndexError("odd")
+
+    monkeypatch.setattr("trainer.loader.read_tiles", read)
+    with pytest.raises(SlidegradError, match=r"none of .* slides could be read; first: slide .*: IndexError: odd"):
+        train(small_manifests, labels, tmp_path / "run", *QUICK)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +213,7 @@ def test_a_slide_that_changed_is_skipped_and_told(small_cohort: Path, labels: Pa
         (["--tiles.tiles", "all"], "neither tiles.k nor tiles.k_per_rank"),
         (["--resume"], "holds no run"),
         (["--optim.lr", "-1"], "optim.lr is -1"),
+        (["--out", "/dev/null/run"], "cannot write there"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_slide_is_read(
