@@ -125,6 +125,9 @@ def reference_gradients(case: Case) -> dict[str, Tensor]:
     encoder.eval()
     tiles = _tiles(case.num_tiles)
     if case.batchnorm == "virtual":
+        for module in encoder.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.0  # A single tile is normalised by the statistics from before the step.
         features = []
         for part in range(case.num_virtual):
             begin, end = part_bounds(len(tiles), part, case.num_virtual)
