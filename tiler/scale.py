@@ -113,7 +113,9 @@ def read_mpp_csv(path: Path) -> dict[str, float]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.DictReader(stream))
-    except (OSError, csv.Error) as error:
+    except OSError as error:
+        raise TilerError(f"--mpp-csv {path}: {error.strerror}") from None
+    except csv.Error as error:
         raise TilerError(f"--mpp-csv {path}: not readable as CSV ({error})") from None
     except UnicodeDecodeError:
         raise TilerError(f"--mpp-csv {path}: not UTF-8; save it as UTF-8") from None
