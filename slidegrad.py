@@ -34,7 +34,7 @@ class Command(Protocol):
     """What every command answers."""
 
     def run(self) -> tuple[dict[str, Any], int]:
-        """Does it; returns (JSON-ready result, exit code 0 or 1 or 75)."""
+        """Does it; returns (JSON-ready result, exit code 0 or 1)."""
 
 
 def main(argv: Sequence[str]) -> int:
