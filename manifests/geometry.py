@@ -70,12 +70,12 @@ def l0_to_level(x_l0: NDArray[np.int32], downsample: float) -> NDArray[np.int64]
     return np.floor(x_l0 / downsample).astype(np.int64)
 
 
-def grid_starts(extent_px: int, read_px: int, stride_px: float) -> NDArray[np.int64]:
-    """Left (or top) edges, px at the read level, of all tiles that lie wholly inside `extent_px`."""
-    if extent_px < read_px:
-        return np.zeros(0, np.int64)
-    count = math.floor((extent_px - read_px) / stride_px + 1e-9) + 1
-    return np.round(np.arange(count) * stride_px).astype(np.int64)
+def grid_starts(extent_px: int, read_px: int, stride_px: float, offset_px: float = 0.0) -> NDArray[np.int64]:
+    """Left (or top) edges, px at the read level, of all tiles from `offset_px` that lie wholly inside `extent_px`."""
+    room = extent_px - read_px - offset_px
+    count = math.floor(room / stride_px + 1e-9) + 2 if room >= 0 else 1
+    starts = np.round(offset_px + np.arange(count) * stride_px).astype(np.int64)
+    return starts[starts + read_px <= extent_px]
 
 
 def hilbert_order(col: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 
 from manifests.errors import ManifestError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READABLE = (1, 2)
+"""Version 1 knew no reasons of rejection; what it lacks is 0."""
+REASONS = ("tissue", "pen", "black", "white", "blur")
+"""Why a place of the grid holds no tile: too little tissue at all, or too little once such areas are left out."""
 Status = Literal["ok", "empty", "failed"]
 
 TILE_SCHEMA = pa.schema([("x_l0", pa.int32()), ("y_l0", pa.int32()), ("tissue", pa.float32())])
@@ -38,7 +42,12 @@ class SlideRecord:
     num_bad_tiles: int = 0
     """Tiles left out because their bytes are damaged."""
     num_rejected: int = 0
-    """Grid positions left out because they hold too little tissue."""
+    """Grid positions left out, the sum of the five reasons below; each counts once, for the first that holds."""
+    rejected_tissue: int = 0
+    rejected_pen: int = 0
+    rejected_black: int = 0
+    rejected_white: int = 0
+    rejected_blur: int = 0
     width_l0: int = 0
     height_l0: int = 0
     mpp_x: float = 0.0
@@ -48,13 +57,15 @@ class SlideRecord:
     """Where the mpp came from: vendor | tiff | csv | default."""
     mpp_conflict: bool = False
     """Two sources disagree by more than 2 %; the first of the order above was used."""
+    mpp_other: float = 0.0
+    """What the other source says (x), where they disagree; 0 elsewhere."""
     backend: str = ""
-    """The reader to use: cucim | openslide."""
+    """The reader to use: cucim | openslide | tifffile | zarr."""
     vendor: str = ""
     fingerprint: str = ""
     """Hash of the slide file, without any clock; training refuses a file that does not match."""
     check: str = "none"
-    """Which check of the bytes the slide passed."""
+    """How its bytes were looked at: none | markers | decode | sample."""
     tile_px: int = 0
     tile_mpp: float = 0.0
     overlap: int = 0
@@ -87,7 +98,7 @@ class SlideRecord:
             version, fields = data["schema_version"], dict(data["slide"])
         except (ValueError, KeyError, TypeError) as error:
             raise ManifestError(f"{where}: not a Slidegrad manifest ({type(error).__name__}: {error})") from None
-        if version != SCHEMA_VERSION:
+        if version not in _READABLE:
             raise ManifestError(f"{where}: manifest schema {version}, this version reads {SCHEMA_VERSION}; tile again")
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := set(fields) - known:

@@ -1,40 +1,83 @@
 """One slide in, one outcome out: the manifest of a slide, or the reason why there is none."""
 
+import dataclasses
+import hashlib
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-import manifests.geometry as geometry
 from manifests.errors import SlidegradError
 from manifests.files import mask_path, tiles_path, write_manifest
+from manifests.geometry import choose_read
 from manifests.schema import Manifest, SlideRecord
+from tiler.artefacts import find_artefacts
 from tiler.config import TilerConfig
-from tiler.grid import make_grid
-from tiler.integrity import check_whole
-from tiler.masks import MaskRecord, read_thumbnail, write_mask
+from tiler.errors import TilerError
+from tiler.grid import lay_lattice, make_grid
+from tiler.integrity import check_whole, find_damage
+from tiler.masks import MaskRecord, Overview, label_areas, read_overview, trace_outline, write_mask
+from tiler.outside import read_outside
 from tiler.scale import resolve_mpp
-from tiler.slide import fingerprint, open_slide
-from tiler.tissue import otsu
+from tiler.slide import Slide, fingerprint, open_slide
+from tiler.tissue import find_tissue
 from tiler.version import VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One slide to tile: see `build_manifest`."""
+
+    slide_id: str
+    path: Path
+    mpp: tuple[float, float] | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A manifest (ok or empty) and the mask it was made from."""
+    """A manifest (ok or empty), the mask it was made from, and the seconds that looking for damage took."""
 
     manifest: Manifest
     mask: MaskRecord
+    check_s: float
 
 
-def build_manifest(path: str | Path, slide_id: str, config: TilerConfig, *, csv_mpp: float | None = None) -> Outcome:
+@dataclass(frozen=True)
+class Done:
+    """What is told of a finished slide: its record, and seconds spent, on the whole and on looking for damage."""
+
+    record: SlideRecord
+    total_s: float
+    check_s: float
+
+
+def settings_hash(config: TilerConfig, mask: Path | None) -> str:
+    """The config's hash, with the content of the slide's mask from outside where there is one."""
+    if mask is None:
+        return config.hash
+    return hashlib.blake2b(config.hash.encode() + mask.read_bytes(), digest_size=8).hexdigest()
+
+
+def build_manifest(
+    path: str | Path,
+    slide_id: str,
+    config: TilerConfig,
+    *,
+    mpp: tuple[float, float] | None = None,
+    mask: Path | None = None,
+) -> Outcome:
     """Finds a slide's tissue and its tiles; writes nothing.
 
     Args:
         path: the slide file.
         slide_id: its id.
         config: which tiles to keep.
-        csv_mpp: microns per level-0 px from the user's table, used where the slide does not say.
+        mpp: microns per level-0 px (x, y) from the user's table, used where the slide does not say.
+        mask: a tissue mask from outside (see tiler/outside.py), used instead of looking for tissue.
 
     Raises:
         SlidegradError: the slide cannot be used; one sentence.
@@ -42,28 +85,29 @@ def build_manifest(path: str | Path, slide_id: str, config: TilerConfig, *, csv_
     path = Path(path)
     slide = open_slide(path, config.backend)
     check_whole(path)
-    mpp, mpp_source = resolve_mpp(slide_id, slide.vendor, slide.scale, csv_mpp, config.default_mpp)
-    downsamples = tuple(level.downsample for level in slide.levels)
-    read = geometry.choose_read(downsamples, mpp, config.tile_px, config.mpp)
+    mpp, mpp_source = resolve_mpp(slide_id, slide.vendor, slide.scale, mpp, config.default_mpp)
+    read = choose_read(tuple(level.downsample for level in slide.levels), mpp, config.tile_px, config.mpp)
     level = slide.levels[read.level]
-    thumbnail, thumbnail_mpp = read_thumbnail(slide, max(mpp))
-    tissue = otsu(thumbnail, thumbnail_mpp, reject_pen=config.reject_pen)
-    px_per_mask_px = thumbnail_mpp / max(mpp) / level.downsample
-    grid = make_grid(
-        tissue,
-        (tissue.shape[1] * px_per_mask_px, tissue.shape[0] * px_per_mask_px),
+    overview = read_overview(slide, max(mpp))
+    tissue, artefacts = _find_areas(slide, overview, mask, config)
+    lattice = lay_lattice(
         (level.width, level.height),
-        level.downsample,
         read,
         overlap_share=config.overlap / config.tile_px,
-        min_tissue=config.min_tissue,
+        offset_share=(config.offset[0] / config.tile_px, config.offset[1] / config.tile_px),
+        align_to=(level.tile_w, level.tile_h) if config.align else None,
     )
+    px_per_mask_px = overview.px_l0 / level.downsample
+    covers = tissue.shape[1] * px_per_mask_px, tissue.shape[0] * px_per_mask_px
+    grid = make_grid(lattice, read, level.downsample, tissue, artefacts, covers, min_tissue=config.min_tissue)
+    areas = label_areas(tissue, artefacts)
     width, height = slide.size_l0
     record = SlideRecord(
         slide_id=slide_id,
         status="ok" if len(grid.x_l0) else "empty",
         num_tiles=len(grid.x_l0),
-        num_rejected=grid.num_rejected,
+        num_rejected=sum(grid.rejected.values()),
+        **{f"rejected_{reason}": count for reason, count in grid.rejected.items()},  # type: ignore[arg-type]
         width_l0=width,
         height_l0=height,
         mpp_x=mpp[0],
@@ -73,54 +117,96 @@ def build_manifest(path: str | Path, slide_id: str, config: TilerConfig, *, csv_
         backend=slide.backend,
         vendor=slide.vendor,
         fingerprint=slide.fingerprint,
-        check="whole",
+        check=config.check,
         tile_px=config.tile_px,
         tile_mpp=config.mpp,
         overlap=config.overlap,
         level=read.level,
         read_w=read.read_w,
         read_h=read.read_h,
-        tissue_mm2=float(tissue.sum()) * thumbnail_mpp**2 / 1e6,
-        config_hash=config.hash,
+        tissue_mm2=float((areas == 1).sum()) * overview.px_l0**2 * mpp[0] * mpp[1] / 1e6,
+        config_hash=settings_hash(config, mask),
         version=VERSION,
     )
-    return Outcome(Manifest(record, grid.x_l0, grid.y_l0, grid.tissue), MaskRecord(thumbnail, tissue, thumbnail_mpp))
+    started = time.perf_counter()
+    manifest = _leave_out_damage(slide, Manifest(record, grid.x_l0, grid.y_l0, grid.tissue), config)
+    kept = MaskRecord(overview, areas, trace_outline(areas == 1, overview.px_l0))
+    return Outcome(manifest, kept, time.perf_counter() - started)
 
 
-def tile_slide(
-    path: Path, slide_id: str, out: Path, config: TilerConfig, *, csv_mpp: float | None = None
-) -> SlideRecord:
+def _find_areas(
+    slide: Slide, overview: Overview, mask: Path | None, config: TilerConfig
+) -> tuple[NDArray[np.bool_], Mapping[str, NDArray[np.bool_]]]:
+    """Tissue and the artefacts in it. A mask from outside stands for both; nothing is rejected where all is kept."""
+    if mask is not None:
+        height, width = overview.thumbnail.shape[:2]
+        covers = width * overview.px_l0, height * overview.px_l0
+        return read_outside(mask, (height, width), covers, config.tissue.mask_values), {}
+    tissue = find_tissue(overview.thumbnail, overview.mpp, config.tissue)
+    return tissue, find_artefacts(slide, overview, tissue, config.tissue) if config.min_tissue > 0 else {}
+
+
+def _leave_out_damage(slide: Slide, manifest: Manifest, config: TilerConfig) -> Manifest:
+    """The manifest without its damaged tiles.
+
+    Raises:
+        TilerError: too large a share of them is damaged.
+    """
+    bad = find_damage(slide, manifest, config.check).bad
+    num_bad = int(bad.sum())
+    if not num_bad:
+        return manifest
+    record, good = manifest.slide, ~bad
+    if num_bad > config.max_bad * len(manifest):
+        raise TilerError(
+            f"slide {record.slide_id}: {num_bad} of {len(manifest)} tiles are damaged, more than --max-bad "
+            f"{config.max_bad:g}; restore the file from its source"
+        )
+    num_tiles = len(manifest) - num_bad
+    record = dataclasses.replace(
+        record, num_tiles=num_tiles, num_bad_tiles=num_bad, status="ok" if num_tiles else "empty"
+    )
+    return Manifest(record, manifest.x_l0[good], manifest.y_l0[good], manifest.tissue[good])
+
+
+def tile_slide(task: Task, out: Path, config: TilerConfig) -> Done:
     """Builds and writes one slide's manifest; a slide that cannot be used gets a manifest that says why.
 
     This is the per-slide boundary: no error of a single slide leaves it, except Ctrl-C and a full disk.
     """
+    started, check_s = time.perf_counter(), 0.0
     try:
-        outcome = build_manifest(path, slide_id, config, csv_mpp=csv_mpp)
+        outcome = build_manifest(task.path, task.slide_id, config, mpp=task.mpp, mask=task.mask)
     except SlidegradError as error:
-        manifest = _failed(path, slide_id, config, str(error))
+        record = write_failure(task, out, config, str(error))
     except Exception as error:  # noqa: BLE001 - the per-slide boundary: the outcome is recorded, the archive goes on
-        manifest = _failed(path, slide_id, config, f"slide {slide_id}: {type(error).__name__}: {error}")
+        record = write_failure(task, out, config, f"slide {task.slide_id}: {type(error).__name__}: {error}")
     else:
-        manifest = outcome.manifest
-        write_mask(mask_path(out, slide_id), outcome.mask)
-    write_manifest(tiles_path(out, slide_id), manifest, config.to_json())
-    return manifest.slide
+        record, check_s = outcome.manifest.slide, outcome.check_s
+        write_mask(mask_path(out, task.slide_id), outcome.mask)
+        write_manifest(tiles_path(out, task.slide_id), outcome.manifest, config.to_json())
+    return Done(record, time.perf_counter() - started, check_s)
 
 
-def _failed(path: Path, slide_id: str, config: TilerConfig, error: str) -> Manifest:
+def write_failure(task: Task, out: Path, config: TilerConfig, error: str) -> SlideRecord:
+    """Writes the manifest of a slide that cannot be used: zero tiles and one sentence that names the slide id alone."""
     try:
-        mark = fingerprint(path)
+        mark = fingerprint(task.path)
     except OSError:
         mark = ""
     # Only the slide id may be told: errors of readers like to repeat the path.
-    sentence = error.replace(str(path), slide_id).replace(path.name, slide_id)
+    sentence = " ".join(error.replace(str(task.path), task.slide_id).replace(task.path.name, task.slide_id).split())
+    sentence = sentence.removeprefix(f"slide {task.slide_id}: ").removeprefix(f"{task.slide_id}: ")
     record = SlideRecord(
-        slide_id=slide_id,
+        slide_id=task.slide_id,
         status="failed",
-        error=sentence if sentence.startswith("slide ") else f"slide {sentence}",
+        error=f"slide {task.slide_id}: {sentence}",
         fingerprint=mark,
         config_hash=config.hash,
         version=VERSION,
     )
     none = np.zeros(0, np.int32)
-    return Manifest(record, none, none, none.astype(np.float32))
+    write_manifest(
+        tiles_path(out, task.slide_id), Manifest(record, none, none, none.astype(np.float32)), config.to_json()
+    )
+    return record

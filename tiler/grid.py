@@ -1,5 +1,6 @@
 """The tiles of a slide: a grid in px of the read level, kept where there is enough tissue. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,48 +11,95 @@ from manifests.geometry import ReadSize, grid_starts, hilbert_order, level_to_l0
 
 @dataclass(frozen=True)
 class Grid:
-    """Kept tiles in block order: level-0 corners and tissue shares; and how many positions were left out."""
+    """Kept tiles in block order: level-0 corners and tissue shares; and how many places were left out, by reason."""
 
     x_l0: NDArray[np.int32]
     y_l0: NDArray[np.int32]
     tissue: NDArray[np.float32]
-    num_rejected: int
+    rejected: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lattice:
+    """Where tiles may lie: starts in px of the read level, x then y."""
+
+    xs: NDArray[np.int64]
+    ys: NDArray[np.int64]
+
+
+def lay_lattice(
+    level_size: tuple[int, int],
+    read: ReadSize,
+    *,
+    overlap_share: float = 0.0,
+    offset_share: tuple[float, float] = (0.0, 0.0),
+    align_to: tuple[int, int] | None = None,
+) -> Lattice:
+    """All places for a tile that lie wholly inside the level.
+
+    Args:
+        level_size: (width, height) of the read level, px.
+        read: the tile's size at the read level.
+        overlap_share: share of a tile's side that its neighbour covers too, [0, 1).
+        offset_share: where the lattice starts (x, y), in shares of a tile's side.
+        align_to: (width, height) of the file's own compressed tiles, px of the read level: every place then starts at
+            a corner of one, and the step is the next multiple of its side. None: no alignment.
+    """
+    sides = read.read_w, read.read_h
+    starts = []
+    for axis, side in enumerate(sides):
+        step = side * (1 - overlap_share)
+        if align_to is not None:
+            step = -(-side // align_to[axis]) * align_to[axis]
+        starts.append(grid_starts(level_size[axis], side, step, offset_share[axis] * side))
+    return Lattice(xs=starts[0], ys=starts[1])
 
 
 def make_grid(
-    mask: NDArray[np.bool_],
-    mask_covers: tuple[float, float],
-    level_size: tuple[int, int],
-    downsample: float,
+    lattice: Lattice,
     read: ReadSize,
+    downsample: float,
+    tissue: NDArray[np.bool_],
+    artefacts: Mapping[str, NDArray[np.bool_]],
+    mask_covers: tuple[float, float],
     *,
-    overlap_share: float,
     min_tissue: float,
 ) -> Grid:
-    """Lays the grid and keeps the tiles with at least `min_tissue` tissue.
+    """Keeps the places with at least `min_tissue` tissue once the artefacts are left out, one after the other.
+
+    A place is rejected for the first reason after which its share is too small: "tissue", then the artefacts in order.
 
     Args:
-        mask: tissue over the whole slide, any resolution.
-        mask_covers: (width, height) of what the mask covers, px of the read level; not less than the level.
-        level_size: (width, height) of the read level, px.
-        downsample: level-0 px per px of the read level.
+        lattice: the places.
         read: the tile's size at the read level.
-        overlap_share: share of a tile's side that its neighbour covers too, [0, 1).
+        downsample: level-0 px per px of the read level.
+        tissue: mask over the whole slide, any resolution.
+        artefacts: reason to mask, in the same frame.
+        mask_covers: (width, height) of what the masks cover, px of the read level; not less than the level.
         min_tissue: least tissue share of a tile; 0 keeps all.
     """
-    width, height = level_size
-    xs = grid_starts(width, read.read_w, read.read_w * (1 - overlap_share))
-    ys = grid_starts(height, read.read_h, read.read_h * (1 - overlap_share))
+    xs, ys = lattice.xs, lattice.ys
     across, down = mask_covers
-    share = box_means(mask, xs / across, (xs + read.read_w) / across, ys / down, (ys + read.read_h) / down)
-    row, col = np.nonzero(share >= min_tissue)
+    edges = xs / across, (xs + read.read_w) / across, ys / down, (ys + read.read_h) / down
+    clean = tissue
+    share = box_means(clean, *edges)
+    kept = share >= min_tissue
+    rejected = {"tissue": int((~kept).sum())}
+    for reason, mask in artefacts.items():
+        touched = clean & mask
+        if touched.any():
+            clean = clean & ~mask
+            share = box_means(clean, *edges)
+        before, kept = kept, kept & (share >= min_tissue)
+        rejected[reason] = int((before & ~kept).sum())
+    row, col = np.nonzero(kept)
     order = hilbert_order(col, row)
     row, col = row[order], col[order]
     return Grid(
         level_to_l0(xs[col], downsample),
         level_to_l0(ys[row], downsample),
         share[row, col].astype(np.float32),
-        share.size - len(row),
+        rejected,
     )
 
 
@@ -72,7 +120,7 @@ def box_means(
     """
     height, width = mask.shape
     integral = np.zeros((height + 1, width + 1))
-    integral[1:, 1:] = mask.cumsum(0).cumsum(1)
+    integral[1:, 1:] = mask.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int64)
     across = _interpolate(integral, x1 * width, axis=1) - _interpolate(integral, x0 * width, axis=1)
     area = _interpolate(across, y1 * height, axis=0) - _interpolate(across, y0 * height, axis=0)
     boxes = np.outer((y1 - y0) * height, (x1 - x0) * width)

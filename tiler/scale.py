@@ -53,7 +53,7 @@ def read_mpp(path: Path, vendor: str, properties: Mapping[str, str]) -> MppReadi
 
 
 def resolve_mpp(
-    slide_id: str, vendor: str, reading: MppReading, csv_mpp: float | None, default: float | None
+    slide_id: str, vendor: str, reading: MppReading, csv_mpp: tuple[float, float] | None, default: float | None
 ) -> tuple[tuple[float, float], str]:
     """The scale to use and its source (vendor | tiff | csv | default), in that order.
 
@@ -63,7 +63,7 @@ def resolve_mpp(
     if reading.mpp is not None:
         return reading.mpp, reading.source
     if csv_mpp is not None:
-        return (csv_mpp, csv_mpp), "csv"
+        return csv_mpp, "csv"
     if default is not None:
         return (default, default), "default"
     raise TilerError(
@@ -102,8 +102,8 @@ def _tiff_mpp(path: Path) -> tuple[float | None, float | None]:
     return unit * xd / xn, unit * yd / yn
 
 
-def read_mpp_csv(path: Path) -> dict[str, float]:
-    """slide_id to mpp from a CSV with the columns slide_id, mpp.
+def read_mpp_csv(path: Path) -> dict[str, tuple[float, float]]:
+    """slide_id to mpp (x, y) from a CSV with the columns slide_id, mpp.
 
     Raises:
         TilerError: no such file, missing columns, or an absurd value.
@@ -121,10 +121,10 @@ def read_mpp_csv(path: Path) -> dict[str, float]:
         raise TilerError(f"--mpp-csv {path}: not UTF-8; save it as UTF-8") from None
     if not rows or not {"slide_id", "mpp"} <= set(rows[0]):
         raise TilerError(f"--mpp-csv {path}: expected the columns slide_id, mpp and at least one row")
-    out: dict[str, float] = {}
+    out: dict[str, tuple[float, float]] = {}
     for row in rows:
         good = _sane(row["mpp"], row["mpp"], "mpp", [])
         if good is None:
             raise TilerError(f"--mpp-csv {path}: slide {row['slide_id']} has mpp {row['mpp']!r}, expected (0, 100]")
-        out[row["slide_id"]] = good[0]
+        out[row["slide_id"]] = good
     return out

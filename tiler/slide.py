@@ -6,17 +6,16 @@ OpenSlide, which knows every vendor's header, tells the scale and the vendor eve
 import hashlib
 import math
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import openslide
 from numpy.typing import NDArray
 
 from tiler.backends import PAD_VALUE, CucimPixels, OpenslidePixels, Pixels
+from tiler.config import Backend
 from tiler.errors import ReadError, TilerError
 from tiler.scale import MppReading, read_mpp
 
-Backend = Literal["auto", "cucim", "openslide"]
 _CUCIM_VENDORS = ("aperio", "philips", "generic-tiff")
 _FINGERPRINT_BYTES = 64 * 1024
 

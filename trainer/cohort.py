@@ -15,7 +15,7 @@ from typing import Literal, Self, get_args
 
 from manifests import ManifestSource
 from manifests.files import write_text
-from tiler.archive import SLIDE_SUFFIXES
+from tiler.discover import SLIDE_SUFFIXES
 from trainer.config import Cohort as CohortConfig
 from trainer.errors import TrainerError
 

@@ -119,12 +119,12 @@ def _draw_heatmap(job: Job, case: Case, score: Score) -> Path:
     """Writes RUN/heatmaps/SLIDE.png: attention over the slide's thumbnail."""
     assert isinstance(job.source, LocalManifests), "thumbnails lie beside local manifests"
     manifest = job.source[case.slide_id]
-    mask = read_mask(mask_path(job.source.root, case.slide_id))
+    overview = read_mask(mask_path(job.source.root, case.slide_id)).overview
     (step,) = plan_scoring({case.slide_id: case.num_tiles}, tiles=job.config.tiles)
     weights = np.full(len(manifest), math.nan)
     weights[draw_rows(step, job.config.seed)] = score.attention
-    painted = render_heatmap(mask.thumbnail, mask.mpp, manifest, weights)
+    painted = render_heatmap(overview.thumbnail, overview.mpp, manifest, weights)
     file = job.run / "heatmaps" / f"{disk_name(case.slide_id)}.png"
     with atomic_path(file) as partial:
-        partial.write_bytes(heatmap_card(mask.thumbnail, painted, mask.mpp))
+        partial.write_bytes(heatmap_card(overview.thumbnail, painted, overview.mpp))
     return file

@@ -85,7 +85,7 @@ _RECORD = json.loads(SlideRecord(slide_id="a", status="ok", num_tiles=1).to_json
         ({"slidegrad": "{"}, "not a Slidegrad manifest"),
         ({"slidegrad": "[1]"}, "not a Slidegrad manifest"),
         ({"slidegrad": json.dumps({"schema_version": 1, "slide": None})}, "not a Slidegrad manifest"),
-        ({"slidegrad": json.dumps({**_RECORD, "schema_version": 2})}, "manifest schema 2, this version reads 1"),
+        ({"slidegrad": json.dumps({**_RECORD, "schema_version": 3})}, "manifest schema 3, this version reads 2"),
         ({"slidegrad": json.dumps({**_RECORD, "slide": {"slide_id": "a"}})}, "incomplete manifest record .*status"),
         ({"slidegrad": json.dumps({**_RECORD, "slide": _RECORD["slide"] | {"px": 1}})}, r"unknown .* \['px'\]"),
         ({"slidegrad": json.dumps({**_RECORD, "slide": _RECORD["slide"] | {"status": "fine"}})}, "status 'fine'"),

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from manifests import SlideRecord, read_manifest
 from manifests.catalog import read_catalog, read_paths
 from manifests.files import mask_path, read_record, tiles_path
-from tiler.archive import find_slides, name_slides, tile_archive
+from tiler.archive import tile_archive
 from tiler.config import TilerConfig
+from tiler.discover import find_slides, name_slides
 from tiler.errors import TilerError
 from tiler.integrity import check_whole
 
@@ -199,15 +200,15 @@ def test_another_scale_in_the_users_table_is_not_missed(real_slides: Path, out: 
     slide = real_slides / "TCGA-CR-7395-01A-01-TS1.svs"
     config = TilerConfig(tile_px=64, mpp=2.0, min_tissue=0)
     for mpp in (0.25, 0.5):
-        (record,) = _tile(slide, out, config, csv_mpp={slide.stem: mpp}).values()
+        (record,) = _tile(slide, out, config, csv_mpp={slide.stem: (mpp, mpp)}).values()
         assert (record.mpp_x, record.mpp_source) == (mpp, "csv")
     before = _times(out)
-    _tile(slide, out, config, csv_mpp={slide.stem: 0.5})
+    _tile(slide, out, config, csv_mpp={slide.stem: (0.5, 0.5)})
     assert _times(out) == before
     defaulted = dataclasses.replace(config, default_mpp=0.3)
     (record,) = _tile(slide, out, defaulted).values()
     assert (record.mpp_x, record.mpp_source) == (0.3, "default")
-    (record,) = _tile(slide, out, defaulted, csv_mpp={slide.stem: 0.25}).values()
+    (record,) = _tile(slide, out, defaulted, csv_mpp={slide.stem: (0.25, 0.25)}).values()
     assert (record.mpp_x, record.mpp_source) == (0.25, "csv")
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from manifests.geometry import ReadSize, l0_to_level
-from tiler.grid import Grid, box_means, make_grid
+from tiler.grid import Grid, box_means, lay_lattice, make_grid
 
 _FINE = 4
 """Sub-pixels per mask pixel and axis, in the brute-force answer."""
@@ -39,8 +39,9 @@ def test_box_means_are_exact_areas(data: st.DataObject) -> None:
 
 def _grid(mask: NDArray[np.bool_], size: tuple[int, int], read: tuple[int, int], **settings: float) -> Grid:
     read_size = ReadSize(level=0, read_w=read[0], read_h=read[1], is_native=True)
-    down = settings.pop("downsample", 1.0)
-    return make_grid(mask, size, size, down, read_size, **{"overlap_share": 0, "min_tissue": 0.25} | settings)  # type: ignore[arg-type]
+    lattice = lay_lattice(size, read_size, overlap_share=settings.get("overlap_share", 0))
+    down, least = settings.get("downsample", 1.0), settings.get("min_tissue", 0.25)
+    return make_grid(lattice, read_size, down, mask, {}, size, min_tissue=least)
 
 
 sides = st.integers(1, 700)
@@ -65,7 +66,7 @@ def test_kept_tiles_lie_inside_and_hold_enough_tissue(
     every = _grid(mask, size, read, downsample=downsample, overlap_share=overlap_share, min_tissue=0)
     kept = _grid(mask, size, read, downsample=downsample, overlap_share=overlap_share, min_tissue=min_tissue)
     x, y = l0_to_level(every.x_l0, downsample), l0_to_level(every.y_l0, downsample)
-    assert every.num_rejected == 0
+    assert every.rejected["tissue"] == 0
     assert (x >= 0).all()
     assert (x + read[0] <= size[0]).all()
     assert (y + read[1] <= size[1]).all()
@@ -75,14 +76,14 @@ def test_kept_tiles_lie_inside_and_hold_enough_tissue(
     # float32 shares beside a float64 threshold: only a share that equals it to seven digits may fall either way.
     assert all(abs(every_t - min_tissue) < 1e-6 for at, every_t in enough.items() if at not in share)
     assert all(t >= min_tissue - 1e-6 for t in share.values())
-    assert len(kept.x_l0) + kept.num_rejected == len(every.x_l0)
+    assert len(kept.x_l0) + kept.rejected["tissue"] == len(every.x_l0)
     assert (kept.x_l0.dtype, kept.y_l0.dtype, kept.tissue.dtype) == (np.int32, np.int32, np.float32)
 
 
 def test_no_least_tissue_keeps_every_tile_of_a_white_slide() -> None:
     white = np.zeros((5, 7), bool)
     grid = _grid(white, (700, 500), (100, 100), min_tissue=0)
-    assert (len(grid.x_l0), grid.num_rejected, grid.tissue.max()) == (35, 0, 0)
+    assert (len(grid.x_l0), grid.rejected["tissue"], grid.tissue.max()) == (35, 0, 0)
     assert len(_grid(white, (700, 500), (100, 100)).x_l0) == 0
 
 
@@ -91,7 +92,7 @@ def test_the_share_is_that_of_the_tiles_own_place() -> None:
     mask[1, 6] = True  # one quarter of the tile at column 3, row 0
     grid = _grid(mask, (800, 400), (200, 200))
     assert (grid.x_l0.tolist(), grid.y_l0.tolist(), grid.tissue.tolist()) == ([600], [0], [0.25])
-    assert grid.num_rejected == 7
+    assert grid.rejected["tissue"] == 7
 
 
 @pytest.mark.parametrize("size", [(99, 500), (500, 99)])

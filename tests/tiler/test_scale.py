@@ -76,8 +76,8 @@ def test_a_file_that_is_no_tiff_says_nothing(tmp_path: Path) -> None:
 
 def test_slide_then_table_then_default() -> None:
     known, unknown = MppReading((0.25, 0.26), "vendor", "MPP"), MppReading(None, "", "MPP, XResolution")
-    assert resolve_mpp("s", "aperio", known, 0.4, 0.5) == ((0.25, 0.26), "vendor")
-    assert resolve_mpp("s", "aperio", unknown, 0.4, 0.5) == ((0.4, 0.4), "csv")
+    assert resolve_mpp("s", "aperio", known, (0.4, 0.4), 0.5) == ((0.25, 0.26), "vendor")
+    assert resolve_mpp("s", "aperio", unknown, (0.4, 0.4), 0.5) == ((0.4, 0.4), "csv")
     assert resolve_mpp("s", "aperio", unknown, None, 0.5) == ((0.5, 0.5), "default")
     with pytest.raises(TilerError) as told:
         resolve_mpp("case_17", "aperio", unknown, None, None)
@@ -90,7 +90,7 @@ def test_slide_then_table_then_default() -> None:
 def test_a_table_of_scales(tmp_path: Path, bom: bytes) -> None:
     file = tmp_path / "mpp.csv"
     file.write_bytes(bom + "slide_id,who,mpp\ncase_1,x,0.25\nschnitt_ä,y,0.5\n".encode())
-    assert read_mpp_csv(file) == {"case_1": 0.25, "schnitt_ä": 0.5}
+    assert read_mpp_csv(file) == {"case_1": (0.25, 0.25), "schnitt_ä": (0.5, 0.5)}
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from tiler import open_slide
-from tiler.masks import read_thumbnail
+from tiler.artefacts import pen_marks
+from tiler.config import TissueConfig
+from tiler.masks import read_overview
 from tiler.synth.layout import LOOKALIKE, PEN, TISSUE
-from tiler.tissue import otsu, pen_marks
+from tiler.tissue import find_tissue
 
 
 def test_the_mask_agrees_with_the_truth_and_leaves_pen_out(small_cohort: Path) -> None:
@@ -17,8 +19,10 @@ def test_the_mask_agrees_with_the_truth_and_leaves_pen_out(small_cohort: Path) -
     for path in sorted(small_cohort.glob("slides/*.svs")):
         truth = cv2.imread(str(small_cohort / "truth" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
         assert truth is not None
-        thumbnail, mpp = read_thumbnail(open_slide(path), 0.5)
-        mask, tissue, pen = otsu(thumbnail, mpp), (truth >= TISSUE) & (truth <= LOOKALIKE), truth == PEN
+        overview = read_overview(open_slide(path), 0.5)
+        thumbnail, mpp = overview.thumbnail, overview.mpp
+        found = find_tissue(thumbnail, mpp, TissueConfig())
+        mask, tissue, pen = found & ~pen_marks(thumbnail), (truth >= TISSUE) & (truth <= LOOKALIKE), truth == PEN
         assert mask.shape == tissue.shape
         overlap = 2 * (mask & tissue).sum() / ((mask & ~pen).sum() + tissue.sum())
         # On so small a slide the margin round the strokes is a good part of the tissue.
@@ -26,7 +30,7 @@ def test_the_mask_agrees_with_the_truth_and_leaves_pen_out(small_cohort: Path) -
         if pen.any():
             num_pen += 1
             assert (mask & pen).sum() < 0.15 * pen.sum()
-            assert (otsu(thumbnail, mpp, reject_pen=False) & pen).sum() > 0.8 * pen.sum()
+            assert (found & pen).sum() > 0.8 * pen.sum()
     assert num_pen == 2
 
 
@@ -44,7 +48,7 @@ def test_felt_pens_are_found_and_stains_are_not(ink: tuple[int, int, int]) -> No
 def test_a_slide_without_tissue_has_an_empty_mask(noise: int) -> None:
     rng = np.random.default_rng(0)
     white = (245 + rng.integers(-noise, noise + 1, (300, 400, 3))).astype(np.uint8)
-    mask = otsu(white, 8.0)
+    mask = find_tissue(white, 8.0, TissueConfig())
     assert mask.shape == (300, 400)
     assert mask.dtype == bool
     assert not mask.any()
@@ -57,6 +61,10 @@ def _drawn(*pieces: tuple[slice, slice, tuple[int, int, int]]) -> np.ndarray:
     return picture
 
 
+def _find(picture: np.ndarray, mpp: float) -> np.ndarray:
+    return find_tissue(picture, mpp, TissueConfig())
+
+
 PINK, WHITE = (220, 120, 170), (245, 245, 245)
 
 
@@ -64,16 +72,16 @@ def test_small_specks_are_dropped_and_small_holes_filled() -> None:
     tissue = (slice(20, 120), slice(20, 120), PINK)
     speck, hole = (slice(150, 157), slice(150, 157), PINK), (slice(60, 67), slice(60, 67), WHITE)
     gap = (slice(80, 110), slice(80, 110), WHITE)
-    mask = otsu(_drawn(tissue, speck, hole, gap), 8.0)  # 4,000 um^2 are 62.5 px; speck and hole are 49
+    mask = _find(_drawn(tissue, speck, hole, gap), 8.0)  # 4,000 um^2 are 62.5 px; speck and hole are 49
     assert mask[25:115, 25:75].all()
     assert not mask[145:165, 145:165].any()
     assert not mask[85:105, 85:105].any()
     # The same picture, finer: now the speck is 784 um^2 by its px, far below the least area, the gap too.
-    finer = otsu(_drawn(tissue, speck, hole, gap), 1.0)
+    finer = _find(_drawn(tissue, speck, hole, gap), 1.0)
     assert finer[25:115, 25:115].all()
     assert not finer[145:165, 145:165].any()
 
 
 def test_a_speck_large_enough_stays() -> None:
-    mask = otsu(_drawn((slice(20, 120), slice(20, 120), PINK), (slice(150, 160), slice(150, 160), PINK)), 8.0)
+    mask = _find(_drawn((slice(20, 120), slice(20, 120), PINK), (slice(150, 160), slice(150, 160), PINK)), 8.0)
     assert mask[152:158, 152:158].all()
