@@ -45,7 +45,7 @@ lint: setup
 	$(RUN)/lint-imports
 
 bench: setup
-	@for file in tests/benchmarks/bench_*.py; do echo "== $$file" >&2; $(RUN)/python $$file || exit 1; done
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file" >&2; $(RUN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
 
 torture: setup
 	$(RUN)/python -m pytest --full-counts -m torture -rA

@@ -20,7 +20,12 @@ EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_UNEXPECTED, EXIT_INTERRUPTED = 0, 1,
 COMMANDS = {
     "tile": ("tiler.cli", "Tile", "build a manifest of tissue tiles for every slide of an archive"),
     "synth": ("tiler.cli", "Synth", "make a labelled synthetic cohort of slides"),
-    "manifest": ("manifests.cli", "ManifestCommand", "look into manifests: inspect, validate, stats"),
+    "manifest": (
+        "tiler.manifest_cli",
+        "ManifestCommand",
+        "look into manifests: inspect, validate, stats, compact, export, import",
+    ),
+    "preview": ("tiler.preview", "Preview", "pictures of slides with their tiles, and one page about the archive"),
     "serve": ("services.cli", "Serve", "answer tile coordinate queries over HTTP"),
     "train": ("trainer.cli", "Train", "train a recipe on whole slides, end to end"),
     "evaluate": ("trainer.cli", "Evaluate", "score a run's slides: AUC with its interval, ROC, report"),

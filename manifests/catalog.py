@@ -1,40 +1,98 @@
 """The catalogue and the path lists: small tables beside the manifests.
 
-`catalog.parquet` is a cache: any writer may rebuild it from `tiles/` at any time, without locks. `paths/` is the only
-place where file names are kept (file names at hospitals often hold names of people), readable by its owner alone.
+`catalog.parquet` is a cache: any number of writers may rebuild it from `tiles/` at any time, without locks. It
+remembers when its listing of `tiles/` began, by the file system's own clock, so that a rebuild reads only the
+manifests that appeared since: seconds for half a million slides, not an hour.
+
+`paths/` is the only place where file names are kept (file names at hospitals often hold names of people), readable by
+its owner alone. It also keeps how each slide file looked (size, time of change) when its fingerprint was last
+computed, so that a second run need not open the slides. The fingerprint itself knows no clock.
 """
 
+import json
 import logging
 import os
-import uuid
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.errors import ManifestError
-from manifests.files import atomic_path, read_record, read_table
+from manifests.files import atomic_path, read_record, read_table, tiles_key
 from manifests.schema import CATALOG_SCHEMA, SlideRecord, records_to_catalog
 
 _log = logging.getLogger(__name__)
-_PATHS_SCHEMA = pa.schema([("slide_id", pa.string()), ("archive", pa.string()), ("path", pa.string())])
+_METADATA_KEY = b"slidegrad"
+_SLACK_NS = 60 * 10**9
+"""A manifest is written, synced, then named: it may be older than a listing that did not see it yet, by so much."""
+_LEFTOVER_NS = 24 * 3600 * 10**9
+_THREADS = 8
+"""Footers read at a time: on network file systems the wait is latency."""
+_BATCH = 4_096
+_PATHS_SCHEMA = pa.schema(
+    [
+        ("slide_id", pa.string()),
+        ("archive", pa.string()),
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("fingerprint", pa.string()),
+    ]
+)
 
 
-def scan_records(root: Path) -> list[SlideRecord]:
-    """Every slide's record, read from the manifests' footers; an unreadable one is passed over with a warning."""
-    records = []
-    for file in sorted((root / "tiles").glob("??/*.parquet")):
-        try:
-            records.append(read_record(file))
-        except ManifestError as error:
-            _log.warning("left out of the catalogue: %s", error)
-    return records
+class Place(NamedTuple):
+    """Where a slide lies, and how the file looked when `fingerprint` was computed ("" where it was not yet)."""
+
+    archive: str
+    """The folder that `path` is relative to."""
+    path: str
+    size: int = -1
+    mtime_ns: int = -1
+    fingerprint: str = ""
+
+    @property
+    def file(self) -> str:
+        """The slide file."""
+        return f"{self.archive}/{self.path}"
+
+
+def scan_catalog(root: Path, known: pa.Table | None = None) -> pa.Table:
+    """The catalogue as `tiles/` has it now; writes nothing. An unreadable manifest is passed over with a warning.
+
+    Args:
+        root: the manifests root.
+        known: an earlier catalogue with its metadata; rows of manifests that did not change since are taken from it.
+    """
+    changed = _list_tiles(root)
+    kept = CATALOG_SCHEMA.empty_table()
+    if known is not None and (since := _scanned_at(known)):
+        ids = known.column("slide_id").to_pylist()
+        keep = np.array([changed.get(tiles_key(slide_id), since) < since - _SLACK_NS for slide_id in ids], bool)
+        kept = known.filter(pa.array(keep)).replace_schema_metadata()
+        for row in np.flatnonzero(keep):
+            del changed[tiles_key(ids[row])]
+    files = [root / "tiles" / f"{key}.parquet" for key in sorted(changed)]
+    batches = [records_to_catalog(records) for records in _read_records(files)]
+    return pa.concat_tables([kept, *batches]).sort_by("slide_id")
 
 
 def rebuild_catalog(root: Path) -> pa.Table:
-    """Writes `catalog.parquet` from what lies in `tiles/` and returns it."""
-    catalog = records_to_catalog(scan_records(root))
+    """Brings `catalog.parquet` up to what lies in `tiles/` and returns it; removes leftovers of killed writers.
+
+    Any number of writers may do this at once. Where nothing changed nothing is written.
+    """
+    known, started = read_known(root), _file_clock(root)
+    catalog = scan_catalog(root, known)
+    if known is not None and catalog.equals(known):
+        return known
+    catalog = catalog.replace_schema_metadata({_METADATA_KEY: json.dumps({"scanned_at_ns": started})})
     with atomic_path(root / "catalog.parquet") as partial:
         pq.write_table(catalog, partial, compression="zstd")
     return catalog
@@ -48,47 +106,111 @@ def read_catalog(root: Path) -> pa.Table:
     """
     if not (root / "tiles").is_dir():
         raise ManifestError(f"{root}: no manifests here (no folder tiles/); run `slidegrad tile ARCHIVE --out {root}`")
+    known = read_known(root)
+    return rebuild_catalog(root) if known is None else known
+
+
+def read_known(root: Path) -> pa.Table | None:
+    """The catalogue as it was last written, or None where there is none that can be used."""
     try:
         catalog = read_table(root / "catalog.parquet")
-        if catalog.schema.equals(CATALOG_SCHEMA):
-            return catalog
     except (OSError, pa.ArrowException):
-        pass
-    return rebuild_catalog(root)
+        return None
+    return catalog if catalog.schema.equals(CATALOG_SCHEMA) else None
 
 
-def write_paths(root: Path, archive: Path, paths: Mapping[str, str]) -> None:
-    """Records where slides lie, in one small file per writing process and moment.
+def _file_clock(root: Path) -> int:
+    """Now, ns, by the clock of the file system under `root`: the one that the manifests' times are by."""
+    with tempfile.NamedTemporaryFile(dir=root, prefix=".clock.", suffix=".tmp") as probe:
+        return os.fstat(probe.fileno()).st_mtime_ns
+
+
+def _scanned_at(catalog: pa.Table) -> int:
+    mark = (catalog.schema.metadata or {}).get(_METADATA_KEY, b"{}")
+    return int(json.loads(mark).get("scanned_at_ns", 0))
+
+
+def _list_tiles(root: Path) -> dict[str, int]:
+    """`xx/name` of every manifest to its time of change, ns; a killed writer's leftovers older than a day go."""
+    found: dict[str, int] = {}
+    for shard in _scan(root / "tiles"):
+        if not shard.is_dir():
+            continue
+        for entry in _scan(Path(shard.path)):
+            if entry.name.endswith(".parquet"):
+                state = entry.stat()
+                # A rename changes the ctime: a manifest that came late by its name is seen as new.
+                found[f"{shard.name}/{entry.name.removesuffix('.parquet')}"] = max(state.st_mtime_ns, state.st_ctime_ns)
+            elif entry.name.endswith(".tmp") and time.time_ns() - entry.stat().st_mtime_ns > _LEFTOVER_NS:
+                Path(entry.path).unlink(missing_ok=True)
+    return found
+
+
+def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except FileNotFoundError:
+        return
+
+
+def _read_records(files: list[Path]) -> Iterator[list[SlideRecord]]:
+    """Records in batches, many footers at a time."""
+
+    def read(file: Path) -> SlideRecord | None:
+        try:
+            return read_record(file)
+        except ManifestError as error:
+            _log.warning("left out of the catalogue: %s", error)
+            return None
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(files), _BATCH):
+            batch = pool.map(read, files[start : start + _BATCH])
+            yield [record for record in batch if record is not None]
+
+
+def write_paths(root: Path, writer: str, places: Mapping[str, Place]) -> None:
+    """Records where slides lie, in one small file per writer; the same writer's earlier file is replaced.
 
     Args:
         root: the manifests root.
-        archive: the folder the paths are relative to.
-        paths: slide_id to path under the archive.
+        writer: a name for the process and what it works on, safe as a file name.
+        places: by slide_id.
     """
-    table = pa.Table.from_pylist(
-        [{"slide_id": s, "archive": str(archive), "path": p} for s, p in sorted(paths.items())], schema=_PATHS_SCHEMA
-    )
-    with atomic_path(root / "paths" / f"{os.uname().nodename}-{uuid.uuid4().hex}.parquet", mode=0o600) as partial:
+    ids = sorted(places)
+    rows = list(zip(*(places[slide_id] for slide_id in ids), strict=True)) or [()] * 5
+    table = pa.Table.from_arrays([pa.array(ids, pa.string()), *map(pa.array, rows)], names=_PATHS_SCHEMA.names)
+    with atomic_path(root / "paths" / f"{writer}.parquet", mode=0o600) as partial:
         partial.touch(mode=0o600)
-        pq.write_table(table, partial)
+        pq.write_table(table.cast(_PATHS_SCHEMA), partial, compression="zstd")
+
+
+def read_places(root: Path) -> dict[str, Place]:
+    """slide_id to its place, from all writers, the latest file winning.
+
+    Raises:
+        ManifestError: a path list that cannot be read.
+    """
+    found: dict[str, Place] = {}
+    for file in sorted((root / "paths").glob("*.parquet"), key=lambda file: file.stat().st_mtime_ns):
+        try:
+            table = pq.read_table(file, schema=_PATHS_SCHEMA)  # Columns that an older list lacks are null.
+        except (OSError, pa.ArrowException) as error:
+            raise ManifestError(
+                f"{file}: path list not readable ({type(error).__name__}); delete it and tile the archive again"
+            ) from None
+        columns = [table.column(name).to_pylist() for name in _PATHS_SCHEMA.names]
+        for slide_id, archive, path, size, mtime_ns, fingerprint in zip(*columns, strict=True):
+            found[slide_id] = Place(archive, path, -1 if size is None else size, mtime_ns or -1, fingerprint or "")
+    return found
 
 
 def read_paths(root: Path, archive: Path | None = None) -> dict[str, Path]:
-    """slide_id to slide file, from all writers, the latest file winning.
+    """slide_id to slide file.
 
     Args:
         root: the manifests root.
         archive: where the archive is mounted on this machine, if not where it was when it was tiled.
     """
-    files = sorted((root / "paths").glob("*.parquet"), key=lambda file: file.stat().st_mtime_ns)
-    found: dict[str, Path] = {}
-    for file in files:
-        try:
-            rows = pq.read_table(file, schema=_PATHS_SCHEMA).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise ManifestError(
-                f"{file}: path list not readable ({type(error).__name__}); tile the archive again"
-            ) from None
-        for row in rows:
-            found[row["slide_id"]] = (archive or Path(row["archive"])) / row["path"]
-    return found
+    return {slide_id: (archive or Path(place.archive)) / place.path for slide_id, place in read_places(root).items()}

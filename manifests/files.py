@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.errors import ManifestError
+from manifests.parse import METADATA_KEY, parse_manifest
 from manifests.schema import TILE_SCHEMA, Manifest, SlideRecord
 
-_METADATA_KEY = b"slidegrad"
 _MAX_NAME_BYTES = 120
 
 
@@ -59,19 +59,19 @@ def disk_name(slide_id: str) -> str:
     return f"{name.lstrip('.')[: _MAX_NAME_BYTES - 13]}-{hashlib.blake2b(slide_id.encode(), digest_size=6).hexdigest()}"
 
 
-def _sharded(root: Path, folder: str, slide_id: str, suffix: str) -> Path:
-    shard = hashlib.blake2b(slide_id.encode()).hexdigest()[:2]
-    return root / folder / shard / f"{disk_name(slide_id)}{suffix}"
+def tiles_key(slide_id: str) -> str:
+    """`xx/name`: the folder and the stem of all that is kept of a slide."""
+    return f"{hashlib.blake2b(slide_id.encode()).hexdigest()[:2]}/{disk_name(slide_id)}"
 
 
 def tiles_path(root: Path, slide_id: str) -> Path:
     """Where a slide's manifest lies."""
-    return _sharded(root, "tiles", slide_id, ".parquet")
+    return root / "tiles" / f"{tiles_key(slide_id)}.parquet"
 
 
 def mask_path(root: Path, slide_id: str) -> Path:
     """Where a slide's tissue mask and thumbnail lie."""
-    return _sharded(root, "masks", slide_id, ".zarr.zip")
+    return root / "masks" / f"{tiles_key(slide_id)}.zarr.zip"
 
 
 def write_manifest(file: Path, manifest: Manifest, config_json: str = "{}") -> None:
@@ -83,7 +83,7 @@ def write_manifest(file: Path, manifest: Manifest, config_json: str = "{}") -> N
         config_json: the resolved tiler config, kept beside the record.
     """
     record = manifest.slide.to_json()[:-1] + f', "tiler": {config_json}}}'
-    table = manifest.to_table().replace_schema_metadata({_METADATA_KEY: record.encode()})
+    table = manifest.to_table().replace_schema_metadata({METADATA_KEY: record.encode()})
     with atomic_path(file) as partial:
         pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 
@@ -98,28 +98,26 @@ def read_manifest(file: Path | str) -> Manifest:
     """Reads one manifest.
 
     Raises:
-        ManifestError: no such file, a torn file, or another schema.
+        ManifestError: no such file, a torn or damaged file, or another schema.
     """
-    table = _guarded(Path(file), read_table)
-    record = SlideRecord.from_json((table.schema.metadata or {}).get(_METADATA_KEY, b""), str(file))
-    return Manifest.from_table(record, table)
+    with _guarded(file):
+        return parse_manifest(Path(file).read_bytes(), str(file)).manifest
 
 
 def read_record(file: Path | str) -> SlideRecord:
-    """Reads only a manifest's record, from the footer; raises as `read_manifest`."""
-    schema = _guarded(Path(file), pq.read_schema)
-    return SlideRecord.from_json((schema.metadata or {}).get(_METADATA_KEY, b""), str(file))
+    """Reads only a manifest's record, from the footer; raises as `read_manifest`, but does not look for damage."""
+    with _guarded(file):
+        schema = pq.read_schema(file)
+        if not schema.remove_metadata().equals(TILE_SCHEMA):
+            raise ManifestError(f"{file}: columns {schema.names}, expected {TILE_SCHEMA.names}")
+    return SlideRecord.from_json((schema.metadata or {}).get(METADATA_KEY, b""), str(file))
 
 
-def _guarded(file: Path, read: object) -> pa.Table:
+@contextlib.contextmanager
+def _guarded(file: Path | str) -> Iterator[None]:
     try:
-        found = read(file)  # type: ignore[operator]
-        schema = found.schema if isinstance(found, pa.Table) else found
-        names = schema.names
+        yield
     except FileNotFoundError:
         raise ManifestError(f"{file}: no such manifest") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # The last: a damaged column name.
         raise ManifestError(f"{file}: not a readable manifest ({error})") from None
-    if not schema.remove_metadata().equals(TILE_SCHEMA):
-        raise ManifestError(f"{file}: columns {names}, expected {TILE_SCHEMA.names}")
-    return found

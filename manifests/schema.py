@@ -56,7 +56,7 @@ class SlideRecord:
     mpp_source: str = ""
     """Where the mpp came from: vendor | tiff | csv | default."""
     mpp_conflict: bool = False
-    """Two sources disagree by more than 2 %; the first of the order above was used."""
+    """Two sources disagree by more than 2 %, and the first of the order above was used; or one was absurd."""
     mpp_other: float = 0.0
     """What the other source says (x), where they disagree; 0 elsewhere."""
     backend: str = ""

@@ -1,19 +1,29 @@
 """One way to get at manifests, wherever they lie: `open_manifests(root)`.
 
-A source maps slide ids to manifests and knows the catalogue. Local trees today; compacted sets and the HTTP service
-answer the same protocol.
+A source maps slide ids to manifests and knows the catalogue: a tree as the tiler writes it or a compacted set, in a
+folder of this machine, in an object store, or behind a web server.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from manifests.catalog import read_catalog
 from manifests.errors import ManifestError
 from manifests.files import read_manifest, tiles_path
+from manifests.folders import Folder, LocalFolder, open_folder
+from manifests.parse import Parsed, parse_manifest, parse_table
 from manifests.schema import Manifest
+from manifests.sets import SET_KEY, CompactedManifests, complete_catalog
+
+_ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+(.*)", re.DOTALL)
+"""`pathlib` makes one slash of two: s3:/bucket is taken for s3://bucket. One letter is a Windows drive."""
 
 
 class ManifestSource(Protocol):
@@ -27,6 +37,13 @@ class ManifestSource(Protocol):
 
     def __iter__(self) -> Iterator[str]:
         """Slide ids, sorted."""
+
+
+class StoredSource(ManifestSource, Protocol):
+    """A source whose files can be read: all that there are, except services."""
+
+    def read(self, slide_id: str) -> Parsed:
+        """The slide's manifest, and what else its file says; raises ManifestError if there is none."""
 
 
 class LocalManifests:
@@ -46,13 +63,96 @@ class LocalManifests:
     def __iter__(self) -> Iterator[str]:
         return iter(self._catalog.column("slide_id").to_pylist())
 
+    def read(self, slide_id: str) -> Parsed:
+        """A slide's manifest, and what else its file says."""
+        file = tiles_path(self.root, slide_id)
+        try:
+            return parse_manifest(file.read_bytes(), str(file))
+        except FileNotFoundError:
+            raise ManifestError(f"{file}: no such manifest") from None
+
+
+class RemoteManifests:
+    """A tree of manifests behind an address: `catalog.parquet` tells the slides, each is one small file."""
+
+    def __init__(self, folder: Folder, table: pa.Table) -> None:
+        self.folder = folder
+        self._catalog = complete_catalog(table, f"{folder.where}/catalog.parquet")
+
+    def catalog(self) -> pa.Table:
+        """The catalogue as it was when the source was opened."""
+        return self._catalog
+
+    def __getitem__(self, slide_id: str) -> Manifest:
+        return self.read(slide_id).manifest
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._catalog.column("slide_id").to_pylist())
+
+    def read(self, slide_id: str) -> Parsed:
+        """A slide's manifest, and what else its file says."""
+        name = tiles_path(Path(), slide_id).as_posix()
+        try:
+            return parse_manifest(self.folder.read(name), f"{self.folder.where}/{name}")
+        except FileNotFoundError:
+            raise ManifestError(f"{self.folder.where}/{name}: no such manifest") from None
+
 
 def open_manifests(root: str | Path) -> ManifestSource:
-    """Opens a manifests root.
+    """Opens manifests.
+
+    Args:
+        root: a folder, or an address such as s3://bucket/manifests or https://server/manifests, that holds a tree of
+            manifests or a compacted set.
 
     Raises:
         ManifestError: nothing there, or an address of a kind that cannot be read.
     """
-    if "://" in str(root):
-        raise ManifestError(f"{root}: manifests over a network address are not supported yet; give a folder")
-    return LocalManifests(Path(root))
+    return open_stored(root)
+
+
+def open_stored(root: str | Path) -> StoredSource:
+    """As `open_manifests`, for those who want the files' content besides."""
+    path = local_path(root)
+    if path is None:
+        return _open_folder(open_folder(_ADDRESS.sub(r"\1://\2", str(root))))
+    if (path / "tiles").is_dir():
+        return LocalManifests(path)
+    if is_set(path):
+        return _open_folder(LocalFolder(path))
+    if (path / "shards").is_dir():
+        raise ManifestError(
+            f"{path}: half a set (shards/ without a readable catalog.parquet); copy it whole, or compact anew"
+        )
+    return LocalManifests(path)  # Says what is missing.
+
+
+def local_path(root: str | Path) -> Path | None:
+    """The folder of this machine that `root` names; None for an address elsewhere."""
+    address = _ADDRESS.fullmatch(str(root))
+    if address is None:
+        return Path(root)
+    if address[1].lower() != "file":
+        return None
+    return Path(url2pathname(urlsplit(f"file:///{address[2]}").path))
+
+
+def is_set(path: Path) -> bool:
+    """Whether a folder of this machine holds a compacted set."""
+    try:
+        return SET_KEY in (pq.read_schema(path / "catalog.parquet").metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _open_folder(folder: Folder) -> StoredSource:
+    """A set, or a tree whose files are only read."""
+    try:
+        table = parse_table(folder.read("catalog.parquet"), f"{folder.where}/catalog.parquet")
+    except FileNotFoundError:
+        raise ManifestError(
+            f"{folder.where}: no manifests here (no catalog.parquet); give the address of a manifests folder or set"
+        ) from None
+    if SET_KEY in (table.schema.metadata or {}):
+        return CompactedManifests(folder, table)
+    return RemoteManifests(folder, table)

@@ -21,10 +21,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from manifests import Manifest, ManifestError, open_manifests, read_manifest
-from manifests.catalog import scan_records
+from manifests import Manifest, ManifestError, open_manifests
+from manifests.catalog import scan_catalog
 from manifests.files import tiles_path
-from manifests.schema import records_to_catalog
+from manifests.parse import parse_manifest
+from manifests.source import is_set
 from services.errors import UnavailableError, UnknownSlideError, UnreadableManifestError
 from services.queries import BBox, Draw, draw_tiles, find_tiles
 
@@ -71,10 +72,12 @@ class TileIndex:
         max_cached: manifests kept in memory, the least recently asked one leaves first.
 
     Raises:
-        ManifestError: `root` holds no manifests.
+        ManifestError: `root` holds no manifests, or is a compacted set.
     """
 
     def __init__(self, root: Path, *, max_cached: int = 64) -> None:
+        if is_set(root):
+            raise ManifestError(f"{root}: a compacted set cannot be served yet; give the folder it was made from")
         self._root = root
         self._max_cached = max_cached
         self._lock = threading.Lock()
@@ -165,7 +168,7 @@ def _load_catalog(root: Path) -> Catalog:
     try:
         table = open_manifests(root).catalog()
     except OSError:  # The catalogue is missing and the folder is mounted read-only.
-        table = records_to_catalog(scan_records(root))
+        table = scan_catalog(root)
     errors = pa.array([without_paths(error) for error in table["error"].to_pylist()], pa.string())
     table = table.set_column(table.schema.get_field_index("error"), "error", errors)
     sink = pa.BufferOutputStream()
@@ -175,16 +178,10 @@ def _load_catalog(root: Path) -> Catalog:
 
 
 def _load_manifest(file: Path) -> HashedManifest:
-    """Reads until what was hashed is what was parsed: the tiler may replace the file in between."""
-    while True:
-        stamp = _stamp(file)
-        digest = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
-        try:
-            manifest = read_manifest(file)
-        except ManifestError:
-            if _stamp(file) == stamp:
-                raise
-            continue
-        if _stamp(file) == stamp:
-            slide = dataclasses.replace(manifest.slide, error=without_paths(manifest.slide.error))
-            return HashedManifest(dataclasses.replace(manifest, slide=slide), digest, stamp)
+    """One manifest. A file that the tiler replaces meanwhile is read again at the next request: the stamp is older."""
+    stamp = _stamp(file)
+    content = file.read_bytes()
+    manifest = parse_manifest(content, str(file)).manifest
+    slide = dataclasses.replace(manifest.slide, error=without_paths(manifest.slide.error))
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    return HashedManifest(dataclasses.replace(manifest, slide=slide), digest, stamp)

@@ -4,7 +4,6 @@ Knows no file and no HTTP. All coordinates are level-0 px; tile extents come fro
 """
 
 import unicodedata
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests import Manifest, sample_tiles, shard
+from manifests.stats import summarise_catalog
 from services.errors import BadQueryError, NothingToSampleError
 
 _MAX_L0 = 2**31 - 1
@@ -118,17 +118,15 @@ def draw_tiles(manifest: Manifest, draw: Draw) -> NDArray[np.int64]:
 
 
 def summarise(catalog: pa.Table) -> dict[str, Any]:
-    """Counts over the whole catalogue; tiles per slide over the slides that have any."""
-    status = Counter(catalog["status"].to_pylist())
-    num_tiles = catalog["num_tiles"].to_numpy()
-    tiled = num_tiles[num_tiles > 0] if num_tiles.any() else np.zeros(1, np.int64)
-    spread = {f"p{q}": float(np.percentile(tiled, q)) for q in (50, 95, 99)}
+    """Counts over the whole catalogue; tiles per slide over the slides that are ok."""
+    stats = summarise_catalog(catalog)
+    spread = stats.tiles_per_slide
     return {
-        "num_slides": len(catalog),
-        "status": {name: status[name] for name in ("ok", "empty", "failed")},
-        "num_tiles": int(num_tiles.sum()),
-        "num_bad_tiles": int(pc.sum(catalog["num_bad_tiles"]).as_py() or 0),
-        "tiles_per_slide": {**spread, "max": int(tiled.max())},
-        "tile_mpp": sorted(set(catalog["tile_mpp"].to_pylist()) - {0.0}),
-        "tile_px": sorted(set(catalog["tile_px"].to_pylist()) - {0}),
+        "num_slides": stats.num_slides,
+        "status": {name: count.slides for name, count in stats.status.items()},
+        "num_tiles": stats.num_tiles,
+        "num_bad_tiles": stats.num_bad_tiles,
+        "tiles_per_slide": {"p50": spread.median, "p95": spread.p95, "p99": spread.p99, "max": spread.max},
+        "tile_mpp": list(stats.tile_mpp),
+        "tile_px": list(stats.tile_px),
     }

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import settings
 
-from tiler.archive import tile_archive
+from tiler.archive import Job, tile_archive
 from tiler.config import TilerConfig
 from tiler.synth import CohortConfig, make_cohort
 
@@ -65,7 +65,7 @@ def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_manifests(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifests of `small_cohort`: 8 to 26 tiles of 32 px at 2 mpp a slide."""
     out = tmp_path_factory.mktemp("small_manifests")
-    tile_archive(str(small_cohort / "slides"), out, TilerConfig(tile_px=32, mpp=2.0), num_workers=1)
+    tile_archive(str(small_cohort / "slides"), out, TilerConfig(tile_px=32, mpp=2.0), Job(num_workers=0))
     return out
 
 

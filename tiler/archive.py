@@ -1,87 +1,260 @@
-"""A whole archive: one outcome for each slide."""
+"""A whole archive: one outcome for each slide; a second run does only what is missing.
 
-import multiprocessing
+What is to be done is decided in tiler/survey.py, where it runs in tiler/pool.py; here the two meet, and what was learnt
+is written down.
+"""
+
+import hashlib
 import os
-import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from manifests.catalog import read_paths, rebuild_catalog, write_paths
-from manifests.errors import ManifestError
-from manifests.files import read_record, tiles_path
-from manifests.schema import SlideRecord
-from tiler.build import Task, tile_slide
+from manifests.catalog import Place, read_known, read_places, rebuild_catalog, scan_catalog, write_paths
+from manifests.source import is_set
+from tiler.build import Done, Task
 from tiler.config import TilerConfig
 from tiler.discover import find_slides
 from tiler.errors import TilerError
-from tiler.slide import fingerprint
+from tiler.outside import SUFFIXES
+from tiler.pool import Limits, run_here, run_in_processes, run_on_dask, share_memory
+from tiler.pseudonym import pseudonym
+from tiler.shards import Shard
+from tiler.survey import Survey, Wanted, find_duplicates, survey
+
+_SAVE_EVERY_S = 60.0
+"""How often a long run writes down what it learnt of the files it has done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """How an archive is worked through. Nothing here changes a manifest."""
+
+    shard: Shard = field(default_factory=Shard)
+    num_workers: int | None = None
+    """Processes; None: all cores, 0: this process itself, without isolation."""
+    time_s: float = 1_200.0
+    """Seconds that one slide may take."""
+    memory_bytes: int | None = None
+    """Resident bytes that one slide's process may take; None: its share of the machine."""
+    dask: str | None = None
+    """Address of a Dask scheduler; its workers are used instead of processes here."""
+    overwrite: bool = False
+    rehash: bool = False
+    key: bytes | None = None
+    """Slide ids become keyed hashes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run would do. `wanted` holds this shard's slides; `notes` are sentences for the user."""
+
+    wanted: Wanted
+    survey: Survey
+    num_in_archive: int
+    num_unreadable: int
+    notes: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiled:
+    """What a run did.
+
+    `catalog`: this shard's slides, in `CATALOG_SCHEMA`; `num_new` were tiled now, in `total_s` seconds of work, of
+    which `check_s` went into looking for damage; `notes` are sentences for the user beside those of the plan.
+    """
+
+    catalog: pa.Table
+    num_new: int
+    num_unreadable: int
+    total_s: float
+    check_s: float
+    notes: list[str]
+
+
+def plan_archive(
+    archive: str,
+    out: Path,
+    config: TilerConfig,
+    job: Job,
+    *,
+    mpp: Mapping[str, tuple[float, float]] | None = None,
+    masks: Path | None = None,
+) -> Plan:
+    """Looks at the archive and at what is in `out`; writes nothing.
+
+    Args:
+        archive: see `find_slides`.
+        out: the manifests root.
+        config: which tiles to keep.
+        job: how.
+        mpp: slide id, as the file name gives it, to microns per level-0 px (x, y) for slides that do not say.
+        masks: a folder of tissue masks from outside, see tiler/outside.py.
+
+    Raises:
+        TilerError: no slides found, or a slide id that means another file by now.
+    """
+    found = find_slides(archive)
+    notes = []
+    if found.joined:
+        notes.append(
+            f"{len(found.joined)} file names appear more than once: their slide ids begin with their folders, "
+            f"first {_named(found.joined[0], job)}"
+        )
+    if found.unreadable:
+        notes.append(f"{len(found.unreadable)} folders may not be read; slides in them are missing here")
+    if unmatched := sorted(set(mpp or ()) - set(found.slides)):
+        notes.append(f"--mpp-csv: {len(unmatched)} of {len(mpp or ())} ids match no slide of this archive")
+    slides = {_named(slide_id, job): path for slide_id, path in found.slides.items()}
+    original = {_named(slide_id, job): slide_id for slide_id in found.slides}
+    if len(slides) < len(found.slides):
+        raise TilerError("two slides have one pseudonym; give another key")
+    mine = {slide_id: path for slide_id, path in slides.items() if job.shard.holds(slide_id)}
+    wanted = Wanted(
+        base=found.base,
+        slides=mine,
+        config=config,
+        mpp={s: mpp[original[s]] for s in mine if original[s] in mpp} if mpp else {},
+        masks=_match_masks(masks, {s: original[s] for s in mine}) if masks else {},
+        overwrite=job.overwrite,
+        rehash=job.rehash,
+    )
+    known = read_places(out)
+    if not job.overwrite:
+        _refuse_other_files(out, found.base, mine, known)
+    if renamed := _find_renamed(found.base, slides, known):
+        notes.append(
+            f"{len(renamed)} slides had other ids before, first {renamed[0]!r}; their old manifests are still in {out}"
+        )
+    catalog = scan_catalog(out, read_known(out))
+    return Plan(
+        wanted=wanted,
+        survey=survey(wanted, catalog, known),
+        num_in_archive=len(slides),
+        num_unreadable=len(found.unreadable),
+        notes=notes,
+    )
 
 
 def tile_archive(
     archive: str,
     out: Path,
     config: TilerConfig,
+    job: Job | None = None,
     *,
-    csv_mpp: Mapping[str, tuple[float, float]] | None = None,
-    num_workers: int | None = None,
-    overwrite: bool = False,
-    on_outcome: Callable[[SlideRecord, int], None] | None = None,
-) -> list[SlideRecord]:
-    """Builds a manifest for every slide of an archive; a second run does only what is missing.
+    mpp: Mapping[str, tuple[float, float]] | None = None,
+    masks: Path | None = None,
+    on_start: Callable[[Plan], None] | None = None,
+    on_done: Callable[[Done], None] | None = None,
+) -> Tiled:
+    """Builds a manifest for every slide of an archive.
 
     Args:
         archive: see `find_slides`.
         out: the manifests root.
         config: which tiles to keep.
-        csv_mpp: slide_id to mpp, for slides that do not say.
-        num_workers: processes; all cores by default. Each slide is one task.
-        overwrite: build again what is there already.
-        on_outcome: called after each slide with its record and the number of slides in all.
-
-    Returns:
-        Every slide's record, sorted by slide_id.
+        job: how; in processes on all cores by default.
+        mpp, masks: see `plan_archive`.
+        on_start: called once with what will be done.
+        on_done: called after each slide.
 
     Raises:
-        TilerError: no slides found, a slide id that means another file by now, or a worker process died.
+        TilerError: no slides found, a slide id that means another file by now, or an `out` that cannot be made.
+        OSError: `out` cannot be written to. What was finished is kept.
     """
-    base, slides = find_slides(archive)
+    job = job or Job()
+    if is_set(out):
+        raise TilerError(f"--out {out}: a compacted set takes no more slides; give the folder it was made from")
+    plan = plan_archive(archive, out, config, job, mpp=mpp, masks=masks)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TilerError(f"--out {out}: cannot make this folder ({error.strerror})") from None
-    if not overwrite:
-        _refuse_other_files(out, base, slides)
-    write_paths(out, base, slides)
-    csv_mpp = csv_mpp or {}
-    done: dict[str, SlideRecord] = {}
-    todo: dict[str, Path] = {}
-    for slide_id, relative in slides.items():
-        record = None if overwrite else _still_valid(out, slide_id, base / relative, config, csv_mpp)
-        if record is None:
-            todo[slide_id] = base / relative
-        else:
-            done[slide_id] = record
-    for record in list(done.values()):
-        if on_outcome:
-            on_outcome(record, len(slides))
+    places = dict(plan.survey.places)
+    writer = _writer(archive, job)
+    write_paths(out, writer, places)
+    if on_start:
+        on_start(plan)
+    total_s = check_s = 0.0
+    saved = time.monotonic()
     try:
-        for record in _run(todo, out, config, csv_mpp, num_workers):
-            done[record.slide_id] = record
-            if on_outcome:
-                on_outcome(record, len(slides))
-    finally:  # Also after Ctrl-C: the catalogue tells what is there.
-        rebuild_catalog(out)
-    return [done[slide_id] for slide_id in sorted(done)]
+        for done in _run(plan.survey.todo, out, config, job):
+            slide_id = done.record.slide_id
+            places[slide_id] = places[slide_id]._replace(fingerprint=done.record.fingerprint)
+            total_s, check_s = total_s + done.total_s, check_s + done.check_s
+            if on_done:
+                on_done(done)
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                write_paths(out, writer, places)
+                saved = time.monotonic()
+    finally:  # Also after Ctrl-C: lists and catalogue tell what is there.
+        write_paths(out, writer, places)
+        catalog = rebuild_catalog(out)
+    mine = catalog.filter(pc.is_in(catalog.column("slide_id"), pa.array(list(plan.wanted.slides), pa.string())))
+    notes = []
+    if copies := find_duplicates(catalog):
+        notes.append(
+            f"{sum(map(len, copies))} slides are copies of one another in {len(copies)} groups, first "
+            f"{' = '.join(copies[0][:3])}; keep each group on one side of a split"
+        )
+    return Tiled(
+        catalog=mine,
+        num_new=len(plan.survey.todo),
+        num_unreadable=plan.num_unreadable,
+        total_s=total_s,
+        check_s=check_s,
+        notes=notes,
+    )
 
 
-def _refuse_other_files(out: Path, base: Path, slides: Mapping[str, str]) -> None:
+def _run(todo: list[Task], out: Path, config: TilerConfig, job: Job) -> Iterator[Done]:
+    if not todo:
+        return iter(())
+    workers = len(os.sched_getaffinity(0)) if job.num_workers is None else job.num_workers
+    workers = min(workers, len(todo))
+    limits = Limits(time_s=job.time_s, memory_bytes=job.memory_bytes or share_memory(max(workers, 1)))
+    if job.dask is not None:
+        return run_on_dask(todo, out, config, job.dask, limits)
+    if workers == 0:
+        return run_here(todo, out, config)
+    return run_in_processes(todo, out, config, workers, limits)
+
+
+def _match_masks(masks: Path, originals: Mapping[str, str]) -> dict[str, Path]:
+    """slide_id to its mask from outside; for a slide without one, where it should be: that slide will fail.
+
+    Raises:
+        TilerError: `masks` is no folder.
+    """
+    try:
+        names = sorted(os.listdir(masks))
+    except OSError as error:
+        raise TilerError(f"--masks {masks}: {error.strerror}; expected a folder of SLIDE_ID.png, .geojson …") from None
+    found = {name[: -len(s)]: name for s in reversed(SUFFIXES) for name in names if name.endswith(s)}
+    return {slide_id: masks / found.get(name, f"{name}{SUFFIXES[0]}") for slide_id, name in originals.items()}
+
+
+def _named(slide_id: str, job: Job) -> str:
+    return slide_id if job.key is None else pseudonym(job.key, slide_id)
+
+
+def _writer(archive: str, job: Job) -> str:
+    """One name for each machine, archive and shard, so that a second run replaces what the first one wrote."""
+    work = hashlib.blake2b(f"{os.path.abspath(archive)}\0{job.shard}".encode(), digest_size=6).hexdigest()
+    return f"{os.uname().nodename}-{work}"
+
+
+def _refuse_other_files(out: Path, base: Path, slides: Mapping[str, str], known: Mapping[str, Place]) -> None:
     """A slide id of these manifests must not come to mean another slide that is still there."""
-    known = read_paths(out)
-    other = [s for s, path in slides.items() if s in known and known[s] != base / path and known[s].exists()]
+    other = [
+        slide_id
+        for slide_id, path in slides.items()
+        if (place := known.get(slide_id)) is not None and place.file != f"{base}/{path}" and os.path.exists(place.file)
+    ]
     if other:
         raise TilerError(
             f"--out {out}: {len(other)} slide ids already mean other files, first {other[0]!r}; "
@@ -89,50 +262,7 @@ def _refuse_other_files(out: Path, base: Path, slides: Mapping[str, str]) -> Non
         )
 
 
-def _run(
-    todo: Mapping[str, Path],
-    out: Path,
-    config: TilerConfig,
-    csv_mpp: Mapping[str, tuple[float, float]],
-    num_workers: int | None,
-) -> Iterator[SlideRecord]:
-    workers = min(num_workers or len(os.sched_getaffinity(0)), len(todo))
-    if workers <= 1:
-        for slide_id, path in todo.items():
-            yield tile_slide(Task(slide_id=slide_id, path=path, mpp=csv_mpp.get(slide_id)), out, config).record
-        return
-    # spawn, not fork: the readers hold threads and handles that do not survive a fork.
-    with ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker
-    ) as pool:
-        futures = [
-            pool.submit(tile_slide, Task(slide_id=slide_id, path=path, mpp=csv_mpp.get(slide_id)), out, config)
-            for slide_id, path in todo.items()
-        ]
-        try:
-            for future in as_completed(futures):
-                yield future.result().record
-        except BrokenProcessPool:
-            raise TilerError("a worker process died; run again with --workers 1 to see at which slide") from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _prepare_worker() -> None:
-    cv2.setNumThreads(1)  # One slide, one core: the pool is what runs in parallel.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer; workers finish their slide.
-
-
-def _still_valid(
-    out: Path, slide_id: str, path: Path, config: TilerConfig, csv_mpp: Mapping[str, tuple[float, float]]
-) -> SlideRecord | None:
-    """The record already there, if it was made with this config from this very file, and did not fail."""
-    try:
-        record = read_record(tiles_path(out, slide_id))
-        same = record.status != "failed" and record.config_hash == config.hash
-        if record.mpp_source in ("csv", "default"):  # The user's table is not in the config's hash.
-            given = csv_mpp.get(slide_id) or (config.default_mpp, config.default_mpp)
-            same = same and (record.mpp_x, record.mpp_y) == given
-        return record if same and record.fingerprint == fingerprint(path) else None
-    except (ManifestError, OSError):
-        return None
+def _find_renamed(base: Path, slides: Mapping[str, str], known: Mapping[str, Place]) -> list[str]:
+    """Earlier ids of slides that have another id now: a second file of that name came up, or the key changed."""
+    now = {f"{base}/{path}" for path in slides.values()}
+    return sorted(s for s, place in known.items() if s not in slides and place.file in now)

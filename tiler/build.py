@@ -20,7 +20,7 @@ from tiler.errors import TilerError
 from tiler.grid import lay_lattice, make_grid
 from tiler.integrity import check_whole, find_damage
 from tiler.masks import MaskRecord, Overview, label_areas, read_overview, trace_outline, write_mask
-from tiler.outside import read_outside
+from tiler.outside import SUFFIXES, read_outside
 from tiler.scale import resolve_mpp
 from tiler.slide import Slide, fingerprint, open_slide
 from tiler.tissue import find_tissue
@@ -114,6 +114,7 @@ def build_manifest(
         mpp_y=mpp[1],
         mpp_source=mpp_source,
         mpp_conflict=slide.scale.conflict,
+        mpp_other=slide.scale.other,
         backend=slide.backend,
         vendor=slide.vendor,
         fingerprint=slide.fingerprint,
@@ -139,6 +140,8 @@ def _find_areas(
 ) -> tuple[NDArray[np.bool_], Mapping[str, NDArray[np.bool_]]]:
     """Tissue and the artefacts in it. A mask from outside stands for both; nothing is rejected where all is kept."""
     if mask is not None:
+        if not mask.is_file():
+            raise TilerError(f"no mask of that name in --masks ({' '.join(SUFFIXES)} looked for)")
         height, width = overview.thumbnail.shape[:2]
         covers = width * overview.px_l0, height * overview.px_l0
         return read_outside(mask, (height, width), covers, config.tissue.mask_values), {}
@@ -188,14 +191,24 @@ def tile_slide(task: Task, out: Path, config: TilerConfig) -> Done:
     return Done(record, time.perf_counter() - started, check_s)
 
 
-def write_failure(task: Task, out: Path, config: TilerConfig, error: str) -> SlideRecord:
-    """Writes the manifest of a slide that cannot be used: zero tiles and one sentence that names the slide id alone."""
+def write_failure(task: Task, out: Path, config: TilerConfig, error: str, *, touch: bool = True) -> SlideRecord:
+    """Writes the manifest of a slide that cannot be used: zero tiles and one sentence that names the slide id alone.
+
+    Args:
+        task, out, config: as for `tile_slide`.
+        error: the sentence.
+        touch: read the file for its fingerprint. Not where reading it is what went wrong: it may hang again.
+    """
     try:
-        mark = fingerprint(task.path)
-    except OSError:
+        mark = fingerprint(task.path) if touch and (task.path.is_file() or task.path.is_dir()) else ""
+    except (OSError, SlidegradError):
         mark = ""
     # Only the slide id may be told: errors of readers like to repeat the path.
-    sentence = " ".join(error.replace(str(task.path), task.slide_id).replace(task.path.name, task.slide_id).split())
+    sentence = error
+    for file in (task.path, task.mask):
+        if file is not None:
+            sentence = sentence.replace(str(file), task.slide_id).replace(file.name, task.slide_id)
+    sentence = " ".join(sentence.split())
     sentence = sentence.removeprefix(f"slide {task.slide_id}: ").removeprefix(f"{task.slide_id}: ")
     record = SlideRecord(
         slide_id=task.slide_id,

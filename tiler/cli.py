@@ -1,31 +1,28 @@
 """The tiler's commands: tile, synth, doctor."""
 
 import logging
+import os
 import sys
-from collections import Counter
+import time
+from collections import Counter as Statuses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow.compute as pc
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from manifests.schema import SlideRecord
-from tiler.archive import tile_archive
+from tiler.archive import Job, Plan, Tiled, plan_archive, tile_archive
+from tiler.build import Done
 from tiler.config import TilerConfig
 from tiler.doctor import examine_machine, examine_slide
 from tiler.errors import TilerError
+from tiler.progress import Counter, progress_bar
+from tiler.pseudonym import read_key
 from tiler.scale import read_mpp_csv
+from tiler.shards import parse_shard
 
 _MAX_LISTED = 20
-
-
-def progress_bar() -> Progress:
-    """The bar that every long command shows on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, *times, console=Console(file=sys.stderr))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,45 +35,133 @@ class Tile:
     """The manifests folder."""
     config: Annotated[TilerConfig, tyro.conf.arg(name="")] = field(default_factory=TilerConfig)
     mpp_csv: Path | None = None
-    """CSV with slide_id, mpp for slides that do not say their scale."""
+    """CSV with slide_id, mpp (or mpp_x, mpp_y) for slides that do not say their scale."""
+    masks: Path | None = None
+    """Folder of tissue masks from elsewhere, SLIDE_ID.png, .tif or .geojson, used instead of looking for tissue."""
     workers: int | None = None
-    """Processes; all cores by default."""
+    """Processes; all cores by default; 0 works in this process, where a reader that crashes ends the run."""
+    timeout_s: float = 1_200.0
+    """Seconds after which a slide is given up; tried twice."""
+    memory_gb: float | None = None
+    """Memory of one process, GB, beyond which its slide is given up; by default its share of the machine."""
+    shard: str | None = None
+    """I/N: only part I of N (I from 0), by a hash of the slide id; auto: the part of a SLURM or LSF array job."""
+    dask: str | None = None
+    """Address of a Dask scheduler whose workers do the work, host:port."""
     overwrite: bool = False
     """Build manifests again that are there already."""
+    rehash: bool = False
+    """Compute every fingerprint again, even where size and time of change are as they were."""
+    dry_run: bool = False
+    """Say what would be done, and do nothing."""
+    pseudonymize: Path | None = None
+    """File with a key: slide ids become keyed hashes everywhere but in the list of paths."""
 
     def run(self) -> tuple[dict[str, Any], int]:
-        if self.workers is not None and self.workers < 1:
-            raise TilerError(f"--workers {self.workers}: expected at least 1")
-        counts: Counter[str] = Counter()
-        with progress_bar() as bar:
-            task = bar.add_task("tiling", total=None, visible=False)
+        job = self._job()
+        mpp = read_mpp_csv(self.mpp_csv) if self.mpp_csv else None
+        if job.shard.count > 1:
+            print(f"shard {job.shard}{f' ({job.shard.source})' if job.shard.source else ''}", file=sys.stderr)
+        if self.dry_run:
+            return self._tell(plan_archive(self.archive, self.out, self.config, job, mpp=mpp, masks=self.masks))
+        started, num_failed = time.monotonic(), 0
+        with Counter("tiling") as counter:
 
-            def on_outcome(record: SlideRecord, total: int) -> None:
-                counts[record.status] += 1
-                about = f"tiling ({counts['failed']} failed)"
-                bar.update(task, total=total, advance=1, description=about, visible=True)
+            def on_start(plan: Plan) -> None:
+                _print_notes(plan.notes)
+                todo, settled = len(plan.survey.todo), len(plan.wanted.slides) - len(plan.survey.todo)
+                print(f"{todo} slides to tile, {settled} settled already", file=sys.stderr)
+                counter.start(todo)
 
-            records = tile_archive(
+            def on_done(done: Done) -> None:
+                nonlocal num_failed
+                num_failed += done.record.status == "failed"
+                counter.advance(f" ({num_failed} failed)" if num_failed else "")
+
+            tiled = tile_archive(
                 self.archive,
                 self.out,
                 self.config,
-                csv_mpp=read_mpp_csv(self.mpp_csv) if self.mpp_csv else None,
-                num_workers=self.workers,
-                overwrite=self.overwrite,
-                on_outcome=on_outcome,
+                job,
+                mpp=mpp,
+                masks=self.masks,
+                on_start=on_start,
+                on_done=on_done,
             )
-        failed = [record for record in records if record.status == "failed"]
-        for record in failed[:_MAX_LISTED]:
-            print(f"failed: {record.error}", file=sys.stderr)
-        if len(failed) > _MAX_LISTED:
-            print(f"… and {len(failed) - _MAX_LISTED} more; all are in {self.out}/catalog.parquet", file=sys.stderr)
+        return self._sum_up(tiled, time.monotonic() - started)
+
+    def _job(self) -> Job:
+        if self.workers is not None and self.workers < 0:
+            raise TilerError(f"--workers {self.workers}: expected 0 or more")
+        if not self.timeout_s > 0:
+            raise TilerError(f"--timeout-s {self.timeout_s:g}: expected more than 0 s")
+        if self.memory_gb is not None and not self.memory_gb >= 0.5:
+            raise TilerError(f"--memory-gb {self.memory_gb:g}: expected 0.5 GB or more")
+        if self.dask is not None and self.workers is not None:
+            raise TilerError("--dask works on the cluster's workers; leave --workers out")
+        return Job(
+            shard=parse_shard(self.shard, os.environ),
+            num_workers=self.workers,
+            time_s=self.timeout_s,
+            memory_bytes=None if self.memory_gb is None else round(self.memory_gb * 1e9),
+            dask=self.dask,
+            overwrite=self.overwrite,
+            rehash=self.rehash,
+            key=read_key(self.pseudonymize) if self.pseudonymize else None,
+        )
+
+    def _tell(self, plan: Plan) -> tuple[dict[str, Any], int]:
+        _print_notes(plan.notes)
+        for task in plan.survey.todo[:_MAX_LISTED]:
+            print(f"would tile {task.slide_id}", file=sys.stderr)
+        if len(plan.survey.todo) > _MAX_LISTED:
+            print(f"… and {len(plan.survey.todo) - _MAX_LISTED} more", file=sys.stderr)
+        num_slides, todo = len(plan.wanted.slides), len(plan.survey.todo)
+        return {
+            "num_slides": num_slides,
+            "num_in_archive": plan.num_in_archive,
+            "settled": num_slides - todo,
+            "changed": plan.survey.num_changed,
+            "to_tile": todo,
+            "shard": str(job_shard) if (job_shard := self._job().shard).count > 1 else None,
+            "dry_run": True,
+        }, 1 if plan.num_unreadable else 0
+
+    def _sum_up(self, tiled: Tiled, wall_s: float) -> tuple[dict[str, Any], int]:
+        catalog = tiled.catalog
+        status = Statuses(catalog.column("status").to_pylist())
+        errors = catalog.filter(pc.equal(catalog.column("status"), "failed")).column("error").to_pylist()
+        for error in errors[:_MAX_LISTED]:
+            print(f"failed: {error}", file=sys.stderr)
+        if len(errors) > _MAX_LISTED:
+            print(
+                f"… and {len(errors) - _MAX_LISTED} more; see all with `slidegrad preview {self.out} --out DIR`",
+                file=sys.stderr,
+            )
+        _print_notes(tiled.notes)
+        if tiled.total_s:
+            print(
+                f"{tiled.num_new} slides in {wall_s:.1f} s; looking for damage ({self.config.check}) took "
+                f"{100 * tiled.check_s / tiled.total_s:.1f} % of the work",
+                file=sys.stderr,
+            )
+        num_bad = pc.sum(catalog.column("num_bad_tiles")).as_py() or 0
+        if num_bad:
+            print(f"{num_bad} damaged tiles were left out", file=sys.stderr)
         result = {
-            "num_slides": len(records),
-            **{status: counts[status] for status in ("ok", "empty", "failed")},
-            "num_tiles": sum(record.num_tiles for record in records),
+            "num_slides": len(catalog),
+            **{name: status[name] for name in ("ok", "empty", "failed")},
+            "num_tiles": pc.sum(catalog.column("num_tiles")).as_py() or 0,
+            "num_bad_tiles": num_bad,
+            "num_new": tiled.num_new,
             "manifests": str(self.out),
         }
-        return result, 1 if failed else 0
+        return result, 1 if errors or tiled.num_unreadable else 0
+
+
+def _print_notes(notes: list[str]) -> None:
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +203,13 @@ class Doctor:
 
     def run(self) -> tuple[dict[str, Any], int]:
         findings = examine_machine()
+        problems = list(findings["problems"])
         if self.slide is not None:
             findings["slide"] = examine_slide(self.slide)
-        for name, value in findings.items():
-            print(f"{name:<18} {value}", file=sys.stderr)
-        return findings, 1 if findings["problems"] else 0
+            problems += findings["slide"]["problems"]
+        for name, value in (*findings.items(), *findings.get("slide", {}).items()):
+            if name not in ("slide", "problems"):
+                print(f"{name:<12} {value}", file=sys.stderr)
+        for problem in problems:
+            print(f"problem: {problem}", file=sys.stderr)
+        return findings, 1 if problems else 0

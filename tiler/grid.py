@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -119,15 +121,14 @@ def box_means(
         (len(y0), len(x0)) means.
     """
     height, width = mask.shape
-    integral = np.zeros((height + 1, width + 1))
-    integral[1:, 1:] = mask.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int64)
+    integral = cv2.integral(mask.view(np.uint8))  # int32, (height + 1, width + 1)
     across = _interpolate(integral, x1 * width, axis=1) - _interpolate(integral, x0 * width, axis=1)
     area = _interpolate(across, y1 * height, axis=0) - _interpolate(across, y0 * height, axis=0)
     boxes = np.outer((y1 - y0) * height, (x1 - x0) * width)
     return np.asarray(np.clip(area / np.maximum(boxes, 1e-12), 0, 1))
 
 
-def _interpolate(values: NDArray[np.float64], at: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+def _interpolate(values: NDArray[Any], at: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
     low = np.clip(np.floor(at).astype(int), 0, values.shape[axis] - 2)
     share = np.expand_dims(at - low, 1 - axis)
     below, above = values.take(low, axis), values.take(low + 1, axis)

@@ -1,18 +1,15 @@
 """A slide's true scale: microns per level-0 px, and where the number came from. Never snapped to 20x or 40x."""
 
-import math
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import tifffile
-
 from tiler.errors import TilerError
 
 _MAX_MPP = 100.0
+_ABSURD = " is absurd"
 _CONFLICT = 0.02
-_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}
-"""TIFF ResolutionUnit: 2 is inch, 3 is centimetre."""
 
 
 @dataclass(frozen=True)
@@ -20,36 +17,61 @@ class MppReading:
     """What a slide says of its scale.
 
     `mpp` is (x, y) or None; `source` vendor | tiff | ""; `tried` names the fields looked at; `conflict` is set where
-    vendor field and TIFF resolution disagree by more than 2 %.
+    vendor field and TIFF resolution disagree by more than 2 %, and `other` is then the x of the one not taken, else 0.
     """
 
     mpp: tuple[float, float] | None
     source: str
     tried: str
     conflict: bool = False
+    other: float = 0.0
 
 
-def read_mpp(path: Path, vendor: str, properties: Mapping[str, str]) -> MppReading:
-    """Looks for the scale in OpenSlide's properties, then in the TIFF resolution.
+@dataclass(frozen=True)
+class Stated:
+    """A field of a file that states microns per px, (x, y) as written there, None where it does not."""
 
-    An absurd value (not a number, not in (0, 100]) counts as none, and is named in `tried` with the value.
+    field: str
+    mpp: tuple[str | float, str | float] | None
+    source: str = "vendor"
+
+
+def vendor_field(vendor: str, properties: Mapping[str, str], *, is_tiff: bool) -> Stated:
+    """The scale among OpenSlide's properties.
+
+    Args:
+        vendor: as OpenSlide names it.
+        properties: OpenSlide's.
+        is_tiff: the file is a TIFF: for some vendors OpenSlide then reads the resolution tags, and they are the source.
+    """
+    x, y = properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")
+    if vendor == "aperio":  # OpenSlide passes over what is no number: look at the field itself.
+        x = y = x or properties.get("aperio.MPP")
+    from_tags = vendor in ("generic-tiff", "leica") or (vendor == "hamamatsu" and is_tiff)
+    mpp = None if x is None or y is None else (x, y)
+    return Stated("MPP" if vendor == "aperio" else "openslide.mpp-x", mpp, "tiff" if from_tags else "vendor")
+
+
+def read_mpp(first: Stated | None, second: Stated | None = None) -> MppReading:
+    """The scale from a vendor's field, else from the TIFF resolution.
+
+    An absurd value (not a number, not in (0, 100]) counts as none, is named in `tried` with the value, and is a
+    conflict with whatever is used instead.
+
+    Args:
+        first: the vendor's field, None where the format has none.
+        second: the resolution tags of level 0, None where the file is no TIFF.
     """
     tried: list[str] = []
-    field = "MPP" if vendor == "aperio" else "openslide.mpp-x"
-    # For TIFF files without a vendor OpenSlide computes its mpp from the resolution tags: then that is the source.
-    source = "tiff" if vendor == "generic-tiff" else "vendor"
-    from_vendor = _sane(properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y"), field, tried)
-    from_tiff = _sane(*_tiff_mpp(path), "XResolution", tried)
-    conflict = (
-        from_vendor is not None
-        and from_tiff is not None
-        and any(abs(a / b - 1) > _CONFLICT for a, b in zip(from_vendor, from_tiff, strict=True))
-    )
-    if from_vendor is not None:
-        return MppReading(from_vendor, source, ", ".join(tried), conflict)
-    if from_tiff is not None:
-        return MppReading(from_tiff, "tiff", ", ".join(tried))
-    return MppReading(None, "", ", ".join(tried))
+    readings = [(stated, mpp) for stated in (first, second) if stated and (mpp := _sane(stated, tried))]
+    is_absurd = any(text.endswith(_ABSURD) for text in tried)
+    if not readings:
+        return MppReading(None, "", ", ".join(tried), is_absurd)
+    (stated, mpp), *others = readings
+    # Where both are the same tags there is no second source.
+    other = others[0][1] if others and others[0][0].source != stated.source else mpp
+    conflict = any(abs(a / b - 1) > _CONFLICT for a, b in zip(mpp, other, strict=True))
+    return MppReading(mpp, stated.source, ", ".join(tried), conflict or is_absurd, other[0] if conflict else 0.0)
 
 
 def resolve_mpp(
@@ -72,44 +94,28 @@ def resolve_mpp(
     )
 
 
-def _sane(x: str | float | None, y: str | float | None, name: str, tried: list[str]) -> tuple[float, float] | None:
-    tried.append(name)
-    if x is None or y is None:
+def _sane(stated: Stated, tried: list[str]) -> tuple[float, float] | None:
+    """What a field states, as numbers, if it can be a scale; its name, and an absurd value, are added to `tried`."""
+    tried.append(stated.field)
+    if stated.mpp is None:
         return None
-    try:
-        values = float(x), float(y)
-    except ValueError:
-        values = (math.nan, math.nan)
-    if all(math.isfinite(v) and 0 < v <= _MAX_MPP for v in values):
-        return values
-    tried[-1] = f"{name} = {x} is absurd"
-    return None
-
-
-def _tiff_mpp(path: Path) -> tuple[float | None, float | None]:
-    """Microns per px by the TIFF resolution tags of the first page, where they state a length."""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            tags = tiff.pages.first.tags
-            unit = _UM_PER_UNIT.get(int(tags["ResolutionUnit"].value))
-            (xn, xd), (yn, yd) = tags["XResolution"].value, tags["YResolution"].value
-    except (tifffile.TiffFileError, KeyError, ValueError, OSError, TypeError):
-        return None, None
-    if unit is None or 0 in (xn, xd, yn, yd):
-        return None, None
-    if (xn / xd, yn / yd) in ((72.0, 72.0), (96.0, 96.0), (1.0, 1.0)):
-        return None, None  # A screen's resolution or a writer's placeholder, not a scanner's.
-    return unit * xd / xn, unit * yd / yn
+    for value in stated.mpp:
+        try:
+            is_sane = 0 < float(value) <= _MAX_MPP
+        except ValueError:
+            is_sane = False
+        if not is_sane:
+            tried[-1] = f"{stated.field} = {value}{_ABSURD}"
+            return None
+    return float(stated.mpp[0]), float(stated.mpp[1])
 
 
 def read_mpp_csv(path: Path) -> dict[str, tuple[float, float]]:
-    """slide_id to mpp (x, y) from a CSV with the columns slide_id, mpp.
+    """slide_id to mpp (x, y) from a CSV with the columns slide_id, mpp or slide_id, mpp_x, mpp_y.
 
     Raises:
-        TilerError: no such file, missing columns, or an absurd value.
+        TilerError: no such file, missing columns, a slide named twice, or an absurd value.
     """
-    import csv
-
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.DictReader(stream))
@@ -119,12 +125,19 @@ def read_mpp_csv(path: Path) -> dict[str, tuple[float, float]]:
         raise TilerError(f"--mpp-csv {path}: not readable as CSV ({error})") from None
     except UnicodeDecodeError:
         raise TilerError(f"--mpp-csv {path}: not UTF-8; save it as UTF-8") from None
-    if not rows or not {"slide_id", "mpp"} <= set(rows[0]):
-        raise TilerError(f"--mpp-csv {path}: expected the columns slide_id, mpp and at least one row")
+    found = set(rows[0]) if rows else set()
+    columns = ("mpp", "mpp") if "mpp" in found else ("mpp_x", "mpp_y")
+    if not {"slide_id", *columns} <= found:
+        raise TilerError(
+            f"--mpp-csv {path}: expected the columns slide_id, mpp (or slide_id, mpp_x, mpp_y) and at least one row"
+        )
     out: dict[str, tuple[float, float]] = {}
     for row in rows:
-        good = _sane(row["mpp"], row["mpp"], "mpp", [])
+        slide_id, (x, y) = row["slide_id"], (row[column] or "" for column in columns)
+        good = _sane(Stated("mpp", (x, y)), [])
         if good is None:
-            raise TilerError(f"--mpp-csv {path}: slide {row['slide_id']} has mpp {row['mpp']!r}, expected (0, 100]")
-        out[row["slide_id"]] = good
+            value = x if columns[0] == columns[1] else f"{x}, {y}"
+            raise TilerError(f"--mpp-csv {path}: slide {slide_id} has mpp {value!r}, expected (0, 100]")
+        if out.setdefault(slide_id, good) != good:
+            raise TilerError(f"--mpp-csv {path}: slide {slide_id} stands there twice, with {out[slide_id]} and {good}")
     return out

@@ -1,9 +1,5 @@
-"""Opening a slide: cuCIM first, OpenSlide where cuCIM cannot, chosen per file.
+"""Opening a slide: which reader is the right one, chosen per file, and one face for all of them."""
 
-OpenSlide, which knows every vendor's header, tells the scale and the vendor even where cuCIM reads the pixels.
-"""
-
-import hashlib
 import math
 from pathlib import Path
 
@@ -11,33 +7,49 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 
-from tiler.backends import PAD_VALUE, CucimPixels, OpenslidePixels, Pixels
+from tiler.backends import (
+    PAD_VALUE,
+    CucimPixels,
+    OpenslidePixels,
+    Pixels,
+    TifffilePixels,
+    ZarrPixels,
+    why_not_cucim,
+)
 from tiler.config import Backend
 from tiler.errors import ReadError, TilerError
-from tiler.scale import MppReading, read_mpp
+from tiler.fingerprint import fingerprint, fingerprint_with
+from tiler.scale import MppReading, Stated, read_mpp, vendor_field
+from tiler.tiff import TiffFacts, read_tiff, refuse_other_images
 
-_CUCIM_VENDORS = ("aperio", "philips", "generic-tiff")
-_FINGERPRINT_BYTES = 64 * 1024
+__all__ = ["Slide", "fingerprint", "open_slide"]
+
+_NO_VENDOR = ("", "generic-tiff")
+_READ_ERRORS = (RuntimeError, ValueError, TypeError, OSError, openslide.OpenSlideError, MemoryError)
 
 
 class Slide:
     """An open slide.
 
     Attributes:
-        path: the file.
-        backend: "cucim" | "openslide".
-        vendor: as OpenSlide names it, "" if it does not know the file.
+        path: the file, or the folder of an OME-Zarr.
+        backend: "cucim" | "openslide" | "tifffile" | "zarr".
+        why: why this backend, one clause.
+        vendor: as OpenSlide names it; "ome-tiff" | "ome-zarr"; "" if nobody knows.
         levels: the pyramid, finest first.
         mpp: microns per level-0 px (x, y), or None where the slide does not say.
         mpp_source: "vendor" | "tiff" | "".
-        fingerprint: hash of size, head and tail of the file; no clock.
+        scale: all that it says of its scale.
+        fingerprint: see tiler/fingerprint.py.
     """
 
-    def __init__(self, path: Path, pixels: Pixels, vendor: str, scale: MppReading) -> None:
-        self.path, self._pixels, self.vendor, self.scale = path, pixels, vendor, scale
+    def __init__(
+        self, path: Path, pixels: Pixels, *, vendor: str, why: str, scale: MppReading, tiff: TiffFacts | None
+    ) -> None:
+        self.path, self._pixels, self.vendor, self.why, self.scale = path, pixels, vendor, why, scale
         self.backend, self.levels = pixels.name, pixels.levels
         self.mpp, self.mpp_source = scale.mpp, scale.source
-        self.fingerprint = fingerprint(path)
+        self.fingerprint = fingerprint_with(path, tiff)
 
     @property
     def size_l0(self) -> tuple[int, int]:
@@ -56,7 +68,7 @@ class Slide:
         """
         try:
             region = self._pixels.read(x_l0, y_l0, level, width, height)
-        except (RuntimeError, ValueError, openslide.OpenSlideError, MemoryError) as error:
+        except _READ_ERRORS as error:
             raise ReadError(f"region {width}x{height} at ({x_l0}, {y_l0}), level {level}: {error}") from None
         # cuCIM pads generic TIFF with 0, SVS with 255: paint the outside ourselves, alike for every backend.
         down, size = self.levels[level].downsample, self.levels[level]
@@ -72,56 +84,159 @@ def open_slide(path: str | Path, backend: Backend = "auto") -> Slide:
     """Opens a slide.
 
     Args:
-        path: the slide file.
-        backend: "auto" takes cuCIM where it reads the format and sees the same levels as OpenSlide, else OpenSlide.
+        path: the slide file, or the folder of an OME-Zarr.
+        backend: "auto" takes cuCIM where its pixels are right and it sees the same levels as OpenSlide, else
+            OpenSlide; tifffile for OME-TIFF and for TIFFs that no other opens, zarr for OME-Zarr.
 
     Raises:
-        TilerError: no such file, empty, not a slide, or not readable by the backend asked for.
+        TilerError: no such file, no right to read it, empty, not a slide, no brightfield picture of 8 bits, or not
+            readable by the backend asked for.
     """
     path = Path(path)
     if not path.exists():
         raise TilerError(f"{path.name}: no such file")
+    if path.is_dir():
+        return _open_folder(path, backend)
     if not path.is_file():
         raise TilerError(f"{path.name}: not a file")
-    if path.stat().st_size == 0:
-        raise TilerError(f"{path.name}: empty file (0 bytes)")
     try:
-        fallback = OpenslidePixels(path)
+        with path.open("rb") as stream:
+            if not stream.read(1):
+                raise TilerError(f"{path.name}: empty file (0 bytes)")
+    except PermissionError:
+        raise TilerError(f"{path.name}: no permission to read it") from None
+    except OSError as error:
+        raise TilerError(f"{path.name}: cannot be read ({error.strerror})") from None
+    if backend == "zarr":
+        raise TilerError(f"{path.name}: not a folder, and zarr reads OME-Zarr folders alone; give --backend auto")
+    tiff = read_tiff(path)
+    known, trouble = _try_openslide(path)
+    vendor = known.vendor if known is not None else openslide.OpenSlide.detect_format(path) or ""
+    try:
+        if tiff is not None:
+            is_ome_reader = tiff.ome is not None and backend in ("auto", "tifffile")
+            refuse_other_images(tiff, may_have_more=vendor not in _NO_VENDOR or is_ome_reader)
+        pixels, why = _choose(path, vendor, tiff, known, trouble, backend)
+    except TilerError as error:
+        raise TilerError(f"{path.name}: {error}") from None
+    scale = _read_scale(pixels, vendor, tiff, known)
+    if tiff is not None and tiff.ome is not None and vendor in _NO_VENDOR:
+        vendor = "ome-tiff"
+    return Slide(path, pixels, vendor=vendor, why=why, scale=scale, tiff=tiff)
+
+
+def _open_folder(path: Path, backend: Backend) -> Slide:
+    if backend not in ("auto", "zarr") or not path.name.lower().endswith(".zarr"):
+        raise TilerError(f"{path.name}: not a file")
+    try:
+        pixels = ZarrPixels(path)
+    except TilerError as error:
+        raise TilerError(f"{path.name}: {error}") from None
+    scale = read_mpp(Stated("coordinateTransformations", pixels.multiscale.mpp))
+    return Slide(path, pixels, vendor="ome-zarr", why="an OME-Zarr folder", scale=scale, tiff=None)
+
+
+def _try_openslide(path: Path) -> tuple[OpenslidePixels | None, str]:
+    """OpenSlide if it opens the file, else why it does not."""
+    try:
+        return OpenslidePixels(path), ""
     except openslide.OpenSlideError as error:
-        raise TilerError(f"{path.name}: not a slide that can be opened ({error})") from None
-    vendor = fallback.properties.get("openslide.vendor", "")
-    pixels: Pixels = fallback
-    if backend == "cucim" or (backend == "auto" and vendor in _CUCIM_VENDORS):
-        pixels = _try_cucim(path, fallback, must=backend == "cucim")
-    return Slide(path, pixels, vendor, read_mpp(path, vendor, fallback.properties))
+        return None, str(error)
 
 
-def _try_cucim(path: Path, fallback: OpenslidePixels, *, must: bool) -> Pixels:
+def _choose(
+    path: Path, vendor: str, tiff: TiffFacts | None, known: OpenslidePixels | None, trouble: str, backend: Backend
+) -> tuple[Pixels, str]:
+    """The reader for a file, and why it is the one.
+
+    Raises:
+        TilerError: nobody reads it, or the one asked for does not.
+    """
+    if backend == "tifffile":
+        return _open_tifffile(path, tiff), "asked for"
+    if backend == "auto" and vendor in _NO_VENDOR and tiff is not None:
+        if tiff.ome is not None or tiff.has_subifds:
+            return _open_tifffile(path, tiff), "its pyramid is in sub-directories, as OME-TIFF has it"
+        if known is None:
+            return _open_tifffile(path, tiff), f"OpenSlide does not open it ({trouble})"
+    if known is None:
+        raise TilerError(f"not a slide that can be opened ({trouble})")
+    if backend == "openslide":
+        return known, "asked for"
+    if why := why_not_cucim(tiff, vendor):
+        if backend == "cucim":
+            raise TilerError(f"{why}; give --backend auto")
+        return known, why
+    assert tiff is not None  # Else there is a reason against cuCIM.
+    return _try_cucim(path, tiff, known, must=backend == "cucim")
+
+
+def _open_tifffile(path: Path, tiff: TiffFacts | None) -> TifffilePixels:
+    if tiff is None:
+        raise TilerError("not a TIFF, or damaged directories, and tifffile reads TIFF alone; give --backend auto")
+    if not tiff.is_whole:
+        raise TilerError("cut file, its last directory points past its end; restore it from its source")
+    try:
+        return TifffilePixels(path, tiff)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
+        raise TilerError(f"not a slide that can be opened ({type(error).__name__}: {error})") from None
+
+
+def _try_cucim(path: Path, tiff: TiffFacts, fallback: OpenslidePixels, *, must: bool) -> tuple[Pixels, str]:
     """cuCIM if it opens the slide and sees the levels that OpenSlide sees; else the fallback, or an error."""
     try:
-        pixels = CucimPixels(path)
+        pixels = CucimPixels(path, tiff)
     except ImportError:
         if must:
             raise TilerError("backend cucim: not installed; pip install 'slidegrad[cu13]' (or [cu12])") from None
-        return fallback
+        return fallback, "cuCIM is not installed"
     except (RuntimeError, ValueError) as error:
         if must:
-            raise TilerError(f"{path.name}: cuCIM cannot open it ({error}); give --backend openslide") from None
-        return fallback
+            raise TilerError(f"cuCIM cannot open it ({error}); give --backend openslide") from None
+        return fallback, "cuCIM cannot open it"
     seen, expected = ([(lv.width, lv.height) for lv in p.levels] for p in (pixels, fallback))
-    if seen == expected:
-        return pixels
+    if seen == expected and _same_places(pixels, fallback) and _same_grid(pixels, tiff):
+        return pixels, "cuCIM reads this format, and is the fastest"
+    why = f"cuCIM sees levels {seen}, OpenSlide {expected}" if seen != expected else "cuCIM misplaces its levels"
     if must:
-        raise TilerError(f"{path.name}: cuCIM sees levels {seen}, OpenSlide {expected}; give --backend openslide")
-    return fallback
+        raise TilerError(f"{why}; give --backend openslide")
+    return fallback, why
 
 
-def fingerprint(path: Path) -> str:
-    """32 hex digits over the file's size and its first and last 64 KiB."""
-    size = path.stat().st_size
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with path.open("rb") as stream:
-        digest.update(stream.read(_FINGERPRINT_BYTES))
-        stream.seek(max(0, size - _FINGERPRINT_BYTES))
-        digest.update(stream.read())
-    return digest.hexdigest()
+def _same_places(a: Pixels, b: Pixels) -> bool:
+    """Levels of one size lie in one place: a level-0 px at the far edge is less than one px of the level apart."""
+    far = max(a.levels[0].width, a.levels[0].height)
+    return all(abs(far / x.downsample - far / y.downsample) < 1 for x, y in zip(a.levels, b.levels, strict=True))
+
+
+def _same_grid(pixels: Pixels, tiff: TiffFacts) -> bool:
+    """Each level has as many tiles as its directory.
+
+    Philips fills levels up with white, and cuCIM takes the true size for the stored one: were a whole column of tiles
+    white, it would read each row of tiles from the wrong place.
+    """
+    if len(pixels.levels) != len(tiff.pyramid):
+        return False
+    pages = sorted(tiff.pyramid, key=lambda page: -page.width)
+    return all(
+        page.tile == (level.tile_w, level.tile_h)
+        and -(-page.width // level.tile_w) == -(-level.width // level.tile_w)
+        and -(-page.height // level.tile_h) == -(-level.height // level.tile_h)
+        for level, page in zip(pixels.levels, pages, strict=True)
+    )
+
+
+def _read_scale(pixels: Pixels, vendor: str, tiff: TiffFacts | None, known: OpenslidePixels | None) -> MppReading:
+    """What the file says of its scale, whoever reads the pixels."""
+    size = pixels.levels[0].width, pixels.levels[0].height
+    tags = None
+    if tiff is not None:
+        page = tiff.find_page(size)
+        tags = Stated("XResolution", page.mpp if page is not None else None, "tiff")
+    if tiff is None or vendor not in _NO_VENDOR:
+        properties = known.properties if known is not None else {}
+        return read_mpp(vendor_field(vendor, properties, is_tiff=tiff is not None), tags)
+    if tiff.ome is None:
+        return read_mpp(tags)
+    image = tiff.ome.find(size)
+    return read_mpp(Stated("PhysicalSizeX", image.mpp if image is not None else None), tags)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from tiler.cli import progress_bar
+from tiler.progress import progress_bar
 from trainer.config import RunConfig
 from trainer.errors import TrainerError
 from trainer.recipes import RECIPES, get_recipe

@@ -32,13 +32,17 @@ class Job:
         """Opens the manifests and checks that they fit together.
 
         Raises:
-            TrainerError: tiles of several sizes.
+            TrainerError: tiles of several sizes, or no local tree of manifests.
             ManifestError: no manifests.
         """
         manifests = config.machine.manifests
         assert manifests is not None, "set when the run is prepared"
         source = open_manifests(manifests)
-        assert isinstance(source, LocalManifests), "paths are kept beside local manifests only"
+        if not isinstance(source, LocalManifests):
+            raise TrainerError(
+                f"{manifests}: training needs the folder that `slidegrad tile` wrote, where slide paths are kept; "
+                "got a compacted set or an address"
+            )
         wanted = {case.slide_id for case in cohort.cases}
         rows = [row for row in source.catalog().to_pylist() if row["slide_id"] in wanted]
         sizes = {(row["tile_px"], row["tile_mpp"]) for row in rows}

@@ -31,3 +31,23 @@ def test_batchnorm() -> None:
     flags = ("--optim.epochs", "1", "--tiles.k", "4", "--cohort.test-fraction", "0.3")
     result = load("bench_batchnorm").main(num_slides=8, ways=("calibrated",), flags=flags)
     assert 0 <= result["calibrated"]["attention_auc"] <= 1
+
+
+@pytest.mark.slow
+def test_check() -> None:
+    result = load("bench_check").main(num_rounds=1, side_px=2048, huge_px=4096, num_damaged=3)
+    assert result["false_alarms"] == {"markers": 0, "decode": 0, "sample": 0}
+
+
+@pytest.mark.slow
+def test_archive() -> None:
+    result = load("bench_archive").main(num_slides=2_000)
+    assert result["resume_scan"]["seconds"] > 0
+    assert result["manifest_stats"]["peak_gb"] > 0
+
+
+@pytest.mark.slow
+def test_tile() -> None:
+    result = load("bench_tile").main(side_px=2_048, big_side_px=16_384, num_rounds=1)
+    assert result["slidegrad"]["num_tiles"] > 0
+    assert result["big"]["num_tiles"] > result["slidegrad"]["num_tiles"]

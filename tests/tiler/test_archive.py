@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from manifests import SlideRecord, read_manifest
 from manifests.catalog import read_catalog, read_paths
 from manifests.files import mask_path, read_record, tiles_path
-from tiler.archive import tile_archive
+from tiler.archive import Job, tile_archive
 from tiler.config import TilerConfig
 from tiler.discover import find_slides, name_slides
 from tiler.errors import TilerError
@@ -35,8 +35,10 @@ def good(small_cohort: Path) -> Path:
 
 
 def _tile(archive: Path | str, out: Path, config: TilerConfig = CONFIG, **options: Any) -> dict[str, SlideRecord]:
-    records = tile_archive(str(archive), out, config, num_workers=1, **options)
-    return {record.slide_id: record for record in records}
+    mpp, on_done = options.pop("mpp", None), options.pop("on_done", None)
+    job = Job(num_workers=0, **options)
+    tiled = tile_archive(str(archive), out, config, job, mpp=mpp, on_done=on_done)
+    return {row["slide_id"]: SlideRecord(**row) for row in tiled.catalog.to_pylist()}
 
 
 def _cut(source: Path, target: Path, share: float) -> None:
@@ -79,15 +81,15 @@ class Tiled(NamedTuple):
     archive: Path
     out: Path
     records: dict[str, SlideRecord]
-    seen: list[tuple[str, int]]
+    seen: list[str]
 
 
 @pytest.fixture(scope="module")
 def tiled(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Tiled:
     archive, out = tmp_path_factory.mktemp("archive"), tmp_path_factory.mktemp("manifests")
     _fill(archive, good)
-    seen: list[tuple[str, int]] = []
-    records = _tile(archive, out, on_outcome=lambda record, total: seen.append((record.slide_id, total)))
+    seen: list[str] = []
+    records = _tile(archive, out, on_done=lambda done: seen.append(done.record.slide_id))
     return Tiled(archive, out, records, seen)
 
 
@@ -97,7 +99,7 @@ def test_every_slide_has_an_outcome_whatever_the_others_are(tiled: Tiled) -> Non
     }
     assert by_status == {"ok": OK, "failed": set(FAILED)}
     assert list(tiled.records) == sorted(tiled.records)
-    assert {(slide_id, 12) for slide_id in tiled.records} == set(tiled.seen)
+    assert sorted(tiled.seen) == list(tiled.records)
     for slide_id, record in tiled.records.items():
         manifest = read_manifest(tiles_path(tiled.out, slide_id))
         assert manifest.slide == record
@@ -200,15 +202,15 @@ def test_another_scale_in_the_users_table_is_not_missed(real_slides: Path, out: 
     slide = real_slides / "TCGA-CR-7395-01A-01-TS1.svs"
     config = TilerConfig(tile_px=64, mpp=2.0, min_tissue=0)
     for mpp in (0.25, 0.5):
-        (record,) = _tile(slide, out, config, csv_mpp={slide.stem: (mpp, mpp)}).values()
+        (record,) = _tile(slide, out, config, mpp={slide.stem: (mpp, mpp)}).values()
         assert (record.mpp_x, record.mpp_source) == (mpp, "csv")
     before = _times(out)
-    _tile(slide, out, config, csv_mpp={slide.stem: (0.5, 0.5)})
+    _tile(slide, out, config, mpp={slide.stem: (0.5, 0.5)})
     assert _times(out) == before
     defaulted = dataclasses.replace(config, default_mpp=0.3)
     (record,) = _tile(slide, out, defaulted).values()
     assert (record.mpp_x, record.mpp_source) == (0.3, "default")
-    (record,) = _tile(slide, out, defaulted, csv_mpp={slide.stem: (0.25, 0.25)}).values()
+    (record,) = _tile(slide, out, defaulted, mpp={slide.stem: (0.25, 0.25)}).values()
     assert (record.mpp_x, record.mpp_source) == (0.25, "csv")
 
 
@@ -270,20 +272,25 @@ def _touch(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
+def _found(archive: str) -> tuple[Path, dict[str, str]]:
+    found = find_slides(archive)
+    return found.base, found.slides
+
+
 def test_an_archive_is_a_folder_a_slide_a_glob_or_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _touch(tmp_path, "x/a.svs", "x/b.tif", "y/c.svs", "y/odd.qptiff")
     (tmp_path / "list.csv").write_text("case,path\n1,x/a.svs\n2,y/odd.qptiff\n")
     (tmp_path / "list.txt").write_text(f"x/b.tif\n\n{tmp_path}/y/c.svs\n")
     folders = {"a": "x/a.svs", "b": "x/b.tif", "c": "y/c.svs"}
-    assert find_slides(str(tmp_path)) == (tmp_path, folders)
-    assert find_slides(str(tmp_path / "y" / "c.svs")) == (tmp_path / "y", {"c": "c.svs"})
-    assert find_slides(str(tmp_path / "y" / "odd.qptiff")) == (tmp_path / "y", {"odd.qptiff": "odd.qptiff"})
-    assert find_slides(str(tmp_path / "*" / "*.svs")) == (tmp_path, {"a": "x/a.svs", "c": "y/c.svs"})
-    assert find_slides(str(tmp_path / "**" / "*.tif"))[1] == {"b": "b.tif"}
-    assert find_slides(str(tmp_path / "list.csv")) == (tmp_path, {"a": "x/a.svs", "odd.qptiff": "y/odd.qptiff"})
-    assert find_slides(str(tmp_path / "list.txt")) == (tmp_path, {"b": "x/b.tif", "c": "y/c.svs"})
+    assert _found(str(tmp_path)) == (tmp_path, folders)
+    assert _found(str(tmp_path / "y" / "c.svs")) == (tmp_path / "y", {"c": "c.svs"})
+    assert _found(str(tmp_path / "y" / "odd.qptiff")) == (tmp_path / "y", {"odd.qptiff": "odd.qptiff"})
+    assert _found(str(tmp_path / "*" / "*.svs")) == (tmp_path, {"a": "x/a.svs", "c": "y/c.svs"})
+    assert _found(str(tmp_path / "**" / "*.tif"))[1] == {"b": "b.tif"}
+    assert _found(str(tmp_path / "list.csv")) == (tmp_path, {"a": "x/a.svs", "odd.qptiff": "y/odd.qptiff"})
+    assert _found(str(tmp_path / "list.txt")) == (tmp_path, {"b": "x/b.tif", "c": "y/c.svs"})
     monkeypatch.chdir(tmp_path)
-    assert find_slides(".") == (tmp_path, folders)
+    assert _found(".") == (tmp_path, folders)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +305,7 @@ def test_a_list_that_cannot_be_used(tmp_path: Path, content: bytes, sentence: st
     _touch(tmp_path, "a.svs")
     (tmp_path / "list.csv").write_bytes(content)
     with pytest.raises(TilerError, match=sentence):
-        find_slides(str(tmp_path / "list.csv"))
+        _found(str(tmp_path / "list.csv"))
 
 
 def test_ids_do_not_depend_on_how_the_archive_is_reached(tmp_path: Path) -> None:
@@ -306,15 +313,15 @@ def test_ids_do_not_depend_on_how_the_archive_is_reached(tmp_path: Path) -> None
     _touch(real, "x/a.svs", "y/a.svs", "b.svs")
     (tmp_path / "link").symlink_to(real, target_is_directory=True)
     expected = {"b": "b.svs", "x__a": "x/a.svs", "y__a": "y/a.svs"}
-    assert find_slides(str(real)) == find_slides(str(tmp_path / "link")) == (real, expected)
-    assert find_slides(str(tmp_path / "link" / "*" / "*.svs")) == (real, {k: expected[k] for k in ("x__a", "y__a")})
+    assert _found(str(real)) == _found(str(tmp_path / "link")) == (real, expected)
+    assert _found(str(tmp_path / "link" / "*" / "*.svs")) == (real, {k: expected[k] for k in ("x__a", "y__a")})
 
 
 def test_listed_slides_outside_the_lists_folder_are_found_through_links(tmp_path: Path) -> None:
     _touch(tmp_path, "elsewhere/a.svs", "disk/deep/lists/here.svs")
     (tmp_path / "lists").symlink_to(tmp_path / "disk" / "deep" / "lists", target_is_directory=True)
     (tmp_path / "lists" / "list.txt").write_text(f"{tmp_path}/elsewhere/a.svs\nhere.svs\n")
-    base, slides = find_slides(str(tmp_path / "lists" / "list.txt"))
+    base, slides = _found(str(tmp_path / "lists" / "list.txt"))
     assert {slide_id: (base / path).resolve() for slide_id, path in slides.items()} == {
         "a": tmp_path / "elsewhere" / "a.svs",
         "here": tmp_path / "disk" / "deep" / "lists" / "here.svs",
@@ -327,12 +334,12 @@ def test_a_name_that_is_not_utf_8_is_told_before_anything_is_done(tmp_path: Path
     except OSError:
         pytest.skip("this file system takes UTF-8 names alone")
     with pytest.raises(TilerError, match=r"file name b'M\\xfcller\.svs' is not UTF-8; rename it"):
-        find_slides(str(tmp_path))
+        _found(str(tmp_path))
 
 
 def test_an_mrxs_with_its_folder_is_one_slide(tmp_path: Path) -> None:
     _touch(tmp_path, "case.mrxs", "case/Data0001.tif", "other/d.svs")
-    assert set(find_slides(str(tmp_path))[1]) == {"case", "d"}
+    assert set(_found(str(tmp_path))[1]) == {"case", "d"}
 
 
 def test_slides_are_named_by_stem_then_folder_then_suffix() -> None:
@@ -371,12 +378,12 @@ def test_a_slide_id_does_not_come_to_mean_another_slide(small_cohort: Path, tmp_
     for folder, slide in (("one", "synth_0000"), ("two", "synth_0001")):
         (tmp_path / folder).mkdir()
         shutil.copy(small_cohort / "slides" / f"{slide}.svs", tmp_path / folder / "case.svs")
-    out, config = tmp_path / "M", TilerConfig(tile_px=32, mpp=2.0)
-    (first,) = tile_archive(str(tmp_path / "one"), out, config, num_workers=1)
+    out = tmp_path / "M"
+    first = _tile(tmp_path / "one", out)
     with pytest.raises(TilerError, match="1 slide ids already mean other files, first 'case'; give another --out"):
-        tile_archive(str(tmp_path / "two"), out, config, num_workers=1)
-    assert read_record(tiles_path(out, "case")) == first
-    (second,) = tile_archive(str(tmp_path / "two"), out, config, num_workers=1, overwrite=True)
-    assert second.fingerprint != first.fingerprint
+        _tile(tmp_path / "two", out)
+    assert read_record(tiles_path(out, "case")) == first["case"]
+    second = _tile(tmp_path / "two", out, overwrite=True)
+    assert second["case"].fingerprint != first["case"].fingerprint
     shutil.move(tmp_path / "two", tmp_path / "three")  # An archive that moved is still the same.
-    assert tile_archive(str(tmp_path / "three"), out, config, num_workers=1) == [second]
+    assert _tile(tmp_path / "three", out) == second

@@ -1,14 +1,18 @@
 """The doctor notices what will not work, says the way out, and sees in a slide what the readers see."""
 
 import importlib.util
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tifffile
 
 import tiler.doctor
+from tests.tiler import formats
 from tiler.doctor import examine_machine, examine_slide, find_shadows
 
 
@@ -61,17 +65,68 @@ def test_what_is_seen_in_a_slide(small_cohort: Path) -> None:
         (0.5, 0.5),
         "vendor",
     )
+    assert found["why"] == "cuCIM reads this format, and is the fastest"
     assert [level[2] for level in found["levels"]] == [1, 4]
-    assert len(found["parity"]) == 2
-    assert max(found["parity"]) < 1.5
+    assert (found["file_tile"], found["compression"]) == ((256, 256), "JPEG")
+    assert [name for name, told in found["readers"].items() if told == "opens"] == ["cucim", "openslide", "tifffile"]
+    assert "zarr reads OME-Zarr folders alone" in found["readers"]["zarr"]
+    assert set(found["parity"]) == {"cucim-openslide", "cucim-tifffile", "openslide-tifffile"}
+    for differences in found["parity"].values():
+        assert len(differences) == 2
+        assert max(differences) < 1.5
+    assert found["problems"] == []
+    assert json.loads(json.dumps(found))["backend"] == "cucim"
 
 
-def test_real_slides_look_alike_to_both_readers(real_slides: Path) -> None:
-    assert max(examine_slide(real_slides / "CMU-1-Small-Region.svs")["parity"]) < 1
+def test_real_slides_look_alike_to_all_readers(real_slides: Path) -> None:
+    found = examine_slide(real_slides / "CMU-1-Small-Region.svs")
+    assert len(found["parity"]) == 3
+    assert max(max(differences) for differences in found["parity"].values()) < 1
+    assert (found["file_tile"], found["problems"]) == ((240, 240), [])
     found = examine_slide(real_slides / "TCGA-CR-7395-01A-01-TS1.svs")
     assert found["mpp"] is None
     assert found["mpp_source"] == "none (MPP, XResolution tried)"
-    assert max(found["parity"]) < 2.5
+    assert found["compression"] == "APERIO JP2000 RGB"
+    assert max(max(differences) for differences in found["parity"].values()) < 1
+    (problem,) = found["problems"]
+    assert problem == "the slide does not say its scale; give --default-mpp or --mpp-csv"
+
+
+def test_a_reader_with_wrong_pixels_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = formats.write_philips(tmp_path / "case.tiff", formats.draw_picture(), more=1)
+    monkeypatch.setattr("tiler.slide._same_grid", lambda *_: True)  # The guard that keeps cuCIM off such a slide.
+    found = examine_slide(path)
+    assert found["backend"] == "cucim"
+    assert max(found["parity"]["cucim-openslide"]) == found["parity"]["cucim-openslide"][1] > 3
+    assert found["parity"]["openslide-tifffile"] == [pytest.approx(0, abs=0.1), None]  # tifffile sees the white columns
+    (problem,) = (sentence for sentence in found["problems"] if sentence.startswith("cucim-openslide"))
+    assert re.fullmatch(
+        r"cucim-openslide differ by [0-9.]+ grey levels at level 1, expected at most 3: .* with --backend", problem
+    )
+
+
+def test_a_scale_in_doubt_is_told(tmp_path: Path) -> None:
+    head = "Aperio Image Library v12.0.0 \r\n512x384 [0,0 512x384] (128x128) JPEG/RGB Q=95"
+    for text, expected in (
+        ("0.5", "scale: vendor says 0.5 mpp, another field 0.25"),
+        ("0", "scale: MPP = 0 is absurd"),
+    ):
+        with tifffile.TiffWriter(tmp_path / "case.svs") as tiff:
+            formats.write_page(
+                tiff,
+                formats.draw_picture(),
+                description=f"{head}|AppMag = 40|MPP = {text}",
+                resolution=(40_000, 40_000),
+                resolutionunit="CENTIMETER",
+            )
+        (problem,) = examine_slide(tmp_path / "case.svs")["problems"]
+        assert problem.startswith(expected)
+
+
+def test_a_folder_is_examined_too(tmp_path: Path) -> None:
+    found = examine_slide(formats.write_ome_zarr(tmp_path / "case.zarr", formats.draw_picture()))
+    assert (found["backend"], found["file_tile"], found["compression"], found["parity"]) == ("zarr", (128, 128), "", {})
+    assert found["problems"] == []
 
 
 @pytest.mark.slow  # starts a process

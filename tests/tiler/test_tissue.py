@@ -1,4 +1,4 @@
-"""Otsu finds the tissue of the synthetic slides, and none on a white one."""
+"""Each method finds the tissue of slides whose truth is known, keeps every stain, and finds none on bare glass."""
 
 from pathlib import Path
 
@@ -6,52 +6,83 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.tiler.pictures import STAINS, fat, section
 from tiler import open_slide
-from tiler.artefacts import pen_marks
-from tiler.config import TissueConfig
+from tiler.artefacts import find_artefacts
+from tiler.config import Method, TissueConfig
 from tiler.masks import read_overview
 from tiler.synth.layout import LOOKALIKE, PEN, TISSUE
-from tiler.tissue import find_tissue
+from tiler.tissue import find_tissue, glass_level
+
+METHODS: tuple[Method, ...] = ("otsu", "hsv", "entropy")
 
 
-def test_the_mask_agrees_with_the_truth_and_leaves_pen_out(small_cohort: Path) -> None:
-    num_pen = 0
+@pytest.mark.parametrize(("method", "least"), [("otsu", 0.94), ("hsv", 0.9), ("entropy", 0.85)])
+def test_tissue_without_its_artefacts_agrees_with_the_truth(small_cohort: Path, method: Method, least: float) -> None:
+    num_pen, config = 0, TissueConfig(method=method)
     for path in sorted(small_cohort.glob("slides/*.svs")):
         truth = cv2.imread(str(small_cohort / "truth" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
         assert truth is not None
-        overview = read_overview(open_slide(path), 0.5)
-        thumbnail, mpp = overview.thumbnail, overview.mpp
-        found = find_tissue(thumbnail, mpp, TissueConfig())
-        mask, tissue, pen = found & ~pen_marks(thumbnail), (truth >= TISSUE) & (truth <= LOOKALIKE), truth == PEN
-        assert mask.shape == tissue.shape
-        overlap = 2 * (mask & tissue).sum() / ((mask & ~pen).sum() + tissue.sum())
+        slide = open_slide(path)
+        overview = read_overview(slide, 0.5)
+        found = find_tissue(overview.thumbnail, overview.mpp, config)
+        clean = found.copy()
+        for mask in find_artefacts(slide, overview, found, config).values():
+            clean &= ~mask
+        tissue, pen = (truth >= TISSUE) & (truth <= LOOKALIKE), truth == PEN
+        assert clean.shape == tissue.shape
+        overlap = 2 * (clean & tissue).sum() / (clean.sum() + tissue.sum())
         # On so small a slide the margin round the strokes is a good part of the tissue.
-        assert overlap > (0.88 if pen.any() else 0.93), path.name
+        assert overlap > least - (0.05 if pen.any() else 0), path.name
         if pen.any():
             num_pen += 1
-            assert (mask & pen).sum() < 0.15 * pen.sum()
-            assert (found & pen).sum() > 0.8 * pen.sum()
+            assert not (clean & pen).any()
+            assert method == "hsv" or (found & pen).sum() > 0.8 * pen.sum()
     assert num_pen == 2
 
 
-@pytest.mark.parametrize("ink", [(36, 49, 126), (42, 111, 68), (35, 30, 36), (164, 39, 48)])
-def test_felt_pens_are_found_and_stains_are_not(ink: tuple[int, int, int]) -> None:
-    stroke = (slice(100, 120), slice(0, 200), ink)
-    marks = pen_marks(_drawn((slice(20, 80), slice(20, 180), PINK), stroke))
-    assert marks[101:119].all()
-    assert not marks[:98].any()
-    for stain in ((220, 130, 170), (110, 70, 140), (150, 90, 160), (180, 60, 90), (230, 225, 235), (140, 110, 80)):
-        assert not pen_marks(_drawn((slice(50, 150), slice(50, 150), stain))).any(), stain
-
-
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("noise", [0, 3])
-def test_a_slide_without_tissue_has_an_empty_mask(noise: int) -> None:
+def test_a_slide_without_tissue_has_an_empty_mask(noise: int, method: Method) -> None:
     rng = np.random.default_rng(0)
     white = (245 + rng.integers(-noise, noise + 1, (300, 400, 3))).astype(np.uint8)
-    mask = find_tissue(white, 8.0, TissueConfig())
+    mask = find_tissue(white, 8.0, TissueConfig(method=method))
     assert mask.shape == (300, 400)
     assert mask.dtype == bool
     assert not mask.any()
+
+
+@pytest.mark.parametrize("stain", STAINS)
+def test_every_stain_is_tissue(stain: str) -> None:
+    picture, truth = section(STAINS[stain])
+    inside = cv2.erode(truth.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    for method in METHODS:
+        if (stain, method) != ("light green", "hsv"):  # hsv: its ranges leave green out.
+            assert find_tissue(picture, 8.0, TissueConfig(method=method))[inside].mean() > 0.95, method
+
+
+@pytest.mark.parametrize("cell_um", [60, 90])
+def test_fat_with_thin_septa_is_tissue_by_its_texture(cell_um: int) -> None:
+    picture, truth = fat(cell_um)
+    assert find_tissue(picture, 8.0, TissueConfig(method="entropy"))[truth].mean() > 0.8
+    # And no more than that: half a window beyond its outline there is none.
+    far = cv2.dilate(truth.astype(np.uint8), np.ones((15, 15), np.uint8)) == 0
+    assert not find_tissue(picture, 8.0, TissueConfig(method="entropy"))[far].any()
+    assert find_tissue(picture, 8.0, TissueConfig(method="otsu"))[truth].mean() < 0.1
+
+
+def test_even_tissue_without_texture_is_tissue_too() -> None:
+    mask = find_tissue(_drawn((slice(40, 160), slice(40, 160), (200, 110, 160))), 8.0, TissueConfig(method="entropy"))
+    assert mask[42:158, 42:158].all()
+    assert not mask[:30].any()
+
+
+def test_glass_is_not_the_fill_around_it() -> None:
+    darkest = np.full((200, 200), 255, np.uint8)
+    darkest[50:150, 20:180] = 238
+    darkest[80:120, 60:120] = 150
+    assert glass_level(darkest) == 238
+    assert glass_level(np.full((200, 200), 255, np.uint8)) == 255
 
 
 def _drawn(*pieces: tuple[slice, slice, tuple[int, int, int]]) -> np.ndarray:

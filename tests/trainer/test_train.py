@@ -14,7 +14,7 @@ import torch
 from manifests import LocalManifests
 from manifests.catalog import read_paths
 from manifests.errors import SlidegradError
-from tiler.archive import tile_archive
+from tiler.archive import Job, tile_archive
 from tiler.config import TilerConfig
 from trainer.checkpoint import list_checkpoints, load_half
 from trainer.cli import Evaluate, Heatmap, Train
@@ -126,7 +126,7 @@ def test_evaluate_scores_again_what_training_scored(finished: Path, tmp_path: Pa
 
 
 def test_manifests_that_were_tiled_anew_are_refused(finished: Path, small_cohort: Path, tmp_path: Path) -> None:
-    tile_archive(str(small_cohort / "slides"), tmp_path / "M", TilerConfig(tile_px=32, mpp=1.0), num_workers=1)
+    tile_archive(str(small_cohort / "slides"), tmp_path / "M", TilerConfig(tile_px=32, mpp=1.0), Job(num_workers=0))
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     result, code = Evaluate(run_folder=run, manifests=tmp_path / "M").run()
@@ -162,8 +162,8 @@ def test_bf16_and_graphs_that_are_not_kept_train_too(small_manifests: Path, labe
 def test_two_steps_on_the_real_slides(real_slides: Path, tmp_path: Path) -> None:
     """No validation, no test slides: it trains, and says what it cannot score."""
     config = TilerConfig(tile_px=64, mpp=2.0, default_mpp=0.5)
-    records = tile_archive(str(real_slides), tmp_path / "M", config, num_workers=1)
-    assert [record.status for record in records] == ["ok", "ok"]
+    records = tile_archive(str(real_slides), tmp_path / "M", config, Job(num_workers=0)).catalog.to_pylist()
+    assert [record["status"] for record in records] == ["ok", "ok"]
     labels = tmp_path / "labels.csv"
     labels.write_text("slide_id,label,split\nCMU-1-Small-Region,0,train\nTCGA-CR-7395-01A-01-TS1,1,train\n")
     result = train(tmp_path / "M", labels, tmp_path / "run", "--optim.epochs", "1", "--tiles.k", "32")
@@ -175,7 +175,7 @@ def test_two_steps_on_the_real_slides(real_slides: Path, tmp_path: Path) -> None
 def test_a_slide_that_changed_is_skipped_and_told(small_cohort: Path, labels: Path, tmp_path: Path) -> None:
     slides = tmp_path / "slides"
     shutil.copytree(small_cohort / "slides", slides)
-    tile_archive(str(slides), tmp_path / "M", TilerConfig(tile_px=32, mpp=2.0), num_workers=1)
+    tile_archive(str(slides), tmp_path / "M", TilerConfig(tile_px=32, mpp=2.0), Job(num_workers=0))
     run = tmp_path / "run"
     parsed = Train.parse(arguments(tmp_path / "M", labels, run, *QUICK))
     paths = read_paths(LocalManifests(tmp_path / "M").root)

@@ -1,0 +1,180 @@
+"""Checks of a slide's bytes at tiling time: cuCIM does not notice damage, so we look ourselves.
+
+`check_whole` finds cut files. `find_damage` looks at the compressed tiles under the tiles of a manifest, at the level
+they are read from, and at all of the level that tissue was looked for on (one tile in 16 more, or fewer): what is
+damaged there may hide tissue, or show another slide's, so that one damaged tile there is the end. Where both are the
+same level, tiles that touch damage are left out, as ever.
+
+Share of 60 damaged tiles that is found, by damage and codec (tests/benchmarks/bench_check.py). Markers find the first
+line, and what lies outside the file; JPEG stands for its baseline and progressive kinds.
+
+    damage                                   markers    decode: JPEG   JPEG 2000   LZW     Deflate
+    zeros to the end (a cut tile, a hole)      100 %        100 %       100 %     100 %     100 %
+    zeros in the second half, end kept           0 %        100 %       100 %     100 %     100 %
+    64 random bytes in the middle                0 %         82 %         7 %      98 %     100 %
+    one byte                                     0 %         20 %         2 %      43 %     100 %
+    one bit                                      0 %         17 %         2 %      17 %     100 %
+    another tile's second half                   0 %         98 %         0 %      87 %     100 %
+    another whole tile over it             where that is longer, else by none
+
+Of tiles without compression nothing is found but a wrong length or place: there is nothing to go by.
+
+"sample" decodes strictly and reads with two readers, but a hundredth of the tiles; from the first damage it finds it
+goes on as "decode". What no decoder notices (a whole tile of another place, JPEG 2000's coefficients) two readers do
+not notice either.
+
+An empty tile (length 0) is no damage where the scanner leaves out glass (Philips, and others that OpenSlide paints
+white), but is in Aperio files, where the scanner failed, and where cuCIM paints it black. Formats without TIFF tables
+(MRXS, VMS, DICOM) have no markers to look at: their reader is OpenSlide, which raises on damaged JPEG; "decode" reads
+every tile with it. So it does where OpenSlide moves tiles about (Ventana, Leica, Trestle) and where a level is made
+from another (NDPI): there a bad marker anywhere leads to reading all tiles.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.geometry import l0_to_level
+from manifests.schema import Manifest
+from tiler.config import Check
+from tiler.errors import TilerError
+from tiler.integrity.compare import other_reader, sample_rows, unequal, unreadable
+from tiler.integrity.cover import Cover, Grid, cover
+from tiler.integrity.decode import bad_decodes
+from tiler.integrity.markers import bad_marks
+from tiler.masks import THUMBNAIL_MPP
+from tiler.slide import Slide
+from tiler.tiff_tables import TileTable, find_table, read_tables
+
+_MOVED = ("leica", "trestle", "ventana")
+"""Vendors whose tiles do not lie on a plain grid."""
+
+
+def check_whole(path: Path) -> None:
+    """Raises if a TIFF-based slide is cut: tiles of its pyramid lie beyond the end of the file.
+
+    Files that are not TIFF pass; their reader notices.
+
+    Raises:
+        TilerError: the file is cut, with the numbers, or its tables make no sense.
+    """
+    tables, size = read_tables(path), path.stat().st_size
+    pyramid = [table for table in tables if table.is_tiled] or tables
+    num_tiles = sum(table.offsets.size for table in pyramid)
+    beyond = sum(int((table.offsets > size - table.num_bytes).sum()) for table in pyramid)
+    if beyond:
+        raise TilerError(f"{path.name}: cut file, {beyond} of {num_tiles} tiles lie beyond its {size} bytes")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What a check found: `bad` (n,) marks tiles of the manifest that touch damaged bytes."""
+
+    bad: NDArray[np.bool_]
+
+
+def find_damage(slide: Slide, manifest: Manifest, check: Check) -> Damage:
+    """Looks for damage under the tiles of a manifest.
+
+    Args:
+        slide: the open slide.
+        manifest: its tiles.
+        check: how; "none" looks at nothing.
+
+    Raises:
+        TilerError: the level that tissue was looked for on is damaged.
+        OSError: the disk does not give the bytes.
+    """
+    if check == "none":
+        return Damage(np.zeros(len(manifest), bool))
+    _check_overview(slide, manifest, decode=check == "decode")
+    rows = np.arange(len(manifest))
+    bad = _bad_rows(slide, manifest, rows, decode=check == "decode")
+    if check == "sample":
+        sample = sample_rows(len(manifest), slide.fingerprint)
+        if bad.any() or _bad_in_sample(slide, manifest, sample, bad):
+            bad |= _bad_rows(slide, manifest, rows, decode=True)
+    return Damage(bad)
+
+
+def _bad_in_sample(slide: Slide, manifest: Manifest, rows: NDArray[np.int64], bad: NDArray[np.bool_]) -> bool:
+    """Whether some of the `rows` are damaged; they are marked in `bad`, (n,)."""
+    # Decoded first: cuCIM may take the process with it on what does not decode.
+    found = _bad_rows(slide, manifest, rows, decode=True)
+    if (other := other_reader(slide)) is not None:
+        found[~found] = unequal(slide, other, manifest, rows[~found])
+    bad[rows] |= found
+    return bool(found.any())
+
+
+def _bad_rows(slide: Slide, manifest: Manifest, rows: NDArray[np.int64], *, decode: bool) -> NDArray[np.bool_]:
+    """Which of the `rows` touch tiles of the file without marks, or that do not decode, (len(rows),)."""
+    under = _lay(slide, manifest, rows)
+    if under is None:
+        if decode or _any_bad_mark(slide):
+            return unreadable(slide, manifest, rows)
+        return np.zeros(len(rows), bool)
+    table, covered = under
+    bad, is_known = _bad_file_tiles(slide, table, covered.touched(), decode=decode)
+    touching = covered.touching(bad)
+    if not is_known:
+        touching[~touching] = unreadable(slide, manifest, rows[~touching])
+    return touching
+
+
+def _bad_file_tiles(slide: Slide, table: TileTable, wanted: Grid, *, decode: bool) -> tuple[Grid, bool]:
+    """The bad ones of the `wanted` tiles of a picture, and whether that is known (their decoder must take some)."""
+    bad = bad_marks(slide.path, table, wanted, may_be_empty=_may_be_empty(slide))
+    if not decode:
+        return bad, True
+    undecoded = bad_decodes(slide.path, table, wanted & ~bad)
+    return (bad, False) if undecoded is None else (bad | undecoded, True)
+
+
+def _lay(slide: Slide, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[TileTable, Cover] | None:
+    """The table of the read level and what of it lies under the `rows`; None where a level is no picture's grid."""
+    record = manifest.slide
+    level, table = slide.levels[record.level], _level_table(slide, record.level)
+    if table is None:
+        return None
+    x, y = (l0_to_level(corner[rows], level.downsample) for corner in (manifest.x_l0, manifest.y_l0))
+    beside = 0 if slide.is_exact(record.level) else 1  # Interpolated with the next px.
+    size = record.read_w + beside, record.read_h + beside
+    return table, cover(x, y, size, (table.tile_w, table.tile_h), table.shape)
+
+
+def _level_table(slide: Slide, index: int) -> TileTable | None:
+    level = slide.levels[index]
+    return None if slide.vendor in _MOVED else find_table(read_tables(slide.path), level.width, level.height)
+
+
+def _check_overview(slide: Slide, manifest: Manifest, *, decode: bool) -> None:
+    record = manifest.slide
+    index = overview_level(slide, max(record.mpp_x, record.mpp_y))
+    table = _level_table(slide, index)
+    if table is None or (index == record.level and len(manifest)):
+        return  # Where it is the read level, its tiles are looked at one by one: unless there are none.
+    bad, _ = _bad_file_tiles(slide, table, np.ones(table.shape, bool), decode=decode)
+    if bad.any():
+        raise TilerError(
+            f"slide {record.slide_id}: {int(bad.sum())} of {bad.size} compressed tiles of level {index}, where tissue "
+            "is looked for, are damaged; restore the file from its source"
+        )
+
+
+def overview_level(slide: Slide, mpp_l0: float) -> int:
+    """The level that `tiler.masks.read_overview` reads."""
+    fine = [i for i, level in enumerate(slide.levels) if mpp_l0 * level.downsample <= THUMBNAIL_MPP * 1.01]
+    return max(fine, default=0, key=lambda i: slide.levels[i].downsample)
+
+
+def _any_bad_mark(slide: Slide) -> bool:
+    tables = [table for table in read_tables(slide.path) if table.is_tiled]
+    empty = _may_be_empty(slide)
+    return any(bad_marks(slide.path, t, np.ones(t.shape, bool), may_be_empty=empty).any() for t in tables)
+
+
+def _may_be_empty(slide: Slide) -> bool:
+    return slide.vendor == "philips" or (slide.backend == "openslide" and slide.vendor != "aperio")
