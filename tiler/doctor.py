@@ -122,7 +122,7 @@ def _scale_problems(slide: Slide) -> list[str]:
     sentences = [f"scale: {field}; check the slide, or give --mpp-csv" for field in absurd]
     if slide.mpp is None:
         sentences.append("the slide does not say its scale; give --default-mpp or --mpp-csv")
-    if slide.scale.other:
+    if slide.mpp is not None and slide.scale.other:
         sentences.append(
             f"scale: {slide.mpp_source} says {slide.mpp[0]:.4g} mpp, another field {slide.scale.other:.4g}; "
             "the first is used; measure one cell if in doubt"

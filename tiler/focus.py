@@ -7,6 +7,7 @@ tests/benchmarks/bench_tissue.py says what it loses.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -108,11 +109,11 @@ def _lay_blocks(level: Level, overview: Overview, inner: NDArray[np.uint8]) -> _
     least, usual, longest = _BLOCK_PX
     cell_px = _CELL_PX * overview.px_l0 / level.downsample
     side = max(1, round((level.tile_h if least <= level.tile_h <= longest else usual) / cell_px))
-    share = _reduced(inner.astype(np.float32), side * _CELL_PX)
-    wanted = share >= _MIN_BLOCK_SHARE
+    share = _reduced(inner * np.uint8(255), side * _CELL_PX)  # In bytes: the mask of a big slide is big.
+    wanted = share >= 255 * _MIN_BLOCK_SHARE
     step = math.ceil(math.sqrt(max(1.0, wanted.sum() * (side * cell_px) ** 2 / _MAX_READ_PX)))
     kept = np.zeros_like(wanted)
-    kept[::step, ::step] = wanted[::step, ::step]
+    kept[step // 2 :: step, step // 2 :: step] = wanted[step // 2 :: step, step // 2 :: step]
     return _Blocks(cell_px, side, kept, step)
 
 
@@ -171,7 +172,7 @@ def _judge(sums: NDArray[np.float32], blocks: _Blocks) -> NDArray[np.bool_]:
     return np.asarray(cv2.dilate(blurred.view(np.uint8), np.ones((3, 3), np.uint8)) > 0)
 
 
-def _reduced(plane: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+def _reduced(plane: NDArray[Any], side: int) -> NDArray[Any]:
     """Means over blocks of `side` x `side`; what lies past the plane counts as 0."""
     height, width = plane.shape
     whole = np.pad(plane, ((0, -height % side), (0, -width % side))) if height % side or width % side else plane

@@ -124,6 +124,12 @@ def _simplified(contour_N2: NDArray[np.int32], px_l0: float) -> list[list[int]]:
     return [*ring, ring[0]]
 
 
+def overview_level(slide: Slide, mpp_l0: float) -> int:
+    """The coarsest level that is fine enough for the thumbnail; `mpp_l0` as for `read_overview`."""
+    fine = [i for i, level in enumerate(slide.levels) if mpp_l0 * level.downsample <= THUMBNAIL_MPP * 1.01]
+    return max(fine, default=0, key=lambda i: slide.levels[i].downsample)
+
+
 def read_overview(slide: Slide, mpp_l0: float) -> Overview:
     """A picture of the whole slide at about `THUMBNAIL_MPP`, from the coarsest level that is fine enough.
 
@@ -133,8 +139,7 @@ def read_overview(slide: Slide, mpp_l0: float) -> Overview:
         slide: the open slide.
         mpp_l0: microns per level-0 px, the coarser of the two axes.
     """
-    fine = [i for i, lv in enumerate(slide.levels) if mpp_l0 * lv.downsample <= THUMBNAIL_MPP * 1.01]
-    index = max(fine, default=0, key=lambda i: slide.levels[i].downsample)
+    index = overview_level(slide, mpp_l0)
     level = slide.levels[index]
     mpp = mpp_l0 * level.downsample
     factor = max(1, round(THUMBNAIL_MPP / mpp), -(-max(level.width, level.height) // _MAX_SIDE_PX))

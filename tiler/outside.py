@@ -6,7 +6,9 @@ a slide without tissue; one that cannot be read, or is of another slide's shape,
 
 import json
 import math
-from collections.abc import Iterator
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +34,29 @@ _FAR_PX = 1e6
 """Coordinates are clamped to this, px of the canvas: OpenCV counts 256ths of them in 32 bits."""
 
 
-def find_mask(masks: Path, slide_id: str) -> Path:
-    """The mask of a slide in the folder --masks: `SLIDE_ID` and one of `SUFFIXES`.
+def find_masks(folder: Path, slide_ids: Iterable[str]) -> dict[str, Path]:
+    """The masks of slides: `SLIDE_ID` and one of `SUFFIXES`; one listing, however many there are.
+
+    Returns:
+        slide_id to its mask; for a slide without one, where it might be: tiling it will fail.
 
     Raises:
-        TilerError: there is none, or more than one.
+        TilerError: `folder` is no folder, or a slide has two masks.
     """
-    found = [masks / f"{slide_id}{suffix}" for suffix in SUFFIXES if (masks / f"{slide_id}{suffix}").is_file()]
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise TilerError(f"slide {slide_id}: expected one mask in --masks ({' '.join(SUFFIXES)}), found {names}")
-    return found[0]
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise TilerError(f"--masks {folder}: {error.strerror}; expected a folder of SLIDE_ID.png, .geojson …") from None
+    found: dict[str, Path] = {}
+    for name in names:
+        suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), None)
+        if suffix is None:
+            continue
+        stem = unicodedata.normalize("NFC", name[: -len(suffix)])
+        if stem in found:
+            raise TilerError(f"--masks {folder}: {found[stem].name} and {name} are masks of one slide; keep one")
+        found[stem] = folder / name
+    return {slide_id: found.get(slide_id, folder / f"{slide_id}{SUFFIXES[0]}") for slide_id in slide_ids}
 
 
 def read_outside(
@@ -51,7 +65,7 @@ def read_outside(
     """A mask from outside, in the frame of the slide's thumbnail.
 
     Args:
-        file: see `find_mask`. A picture covers the whole slide at any resolution; polygons are in level-0 px.
+        file: see `find_masks`. A picture covers the whole slide at any resolution; polygons are in level-0 px.
         shape: (height, width) of the thumbnail.
         covers_l0: (width, height) in level-0 px that the thumbnail covers.
         values: pixel values that mean tissue; empty: all but 0.

@@ -8,7 +8,8 @@
 - `stains`: greatest share of a square of stained tissue, without any artefact, that is missed or taken for one; by
   method otsu, at the scale of thumbnails.
 - `blur`: slides with their left half blurred by a Gaussian of so many microns: least share of its tissue that is found,
-  and greatest share of the sharp half's that is. 0 microns is the slide as it is.
+  100 microns and more from the border, and greatest share of the sharp half's that is, up to the border. 0 microns is
+  the slide as it is, with the greatest share of both.
 - `seconds`: the best of the rounds on one core, for the parts of tiling a slide of `side_px` at 0.5 mpp.
 
 With `--slides` the blur is measured on a folder of real slides too; 0.5 mpp is taken where a slide does not say.
@@ -42,6 +43,7 @@ from tiler.tissue import find_tissue
 
 _METHODS = ("otsu", "hsv", "entropy")
 _BLUR_UM = (0, 2, 3, 4, 8, 16)
+_BORDER_UM = 100
 
 
 def main(
@@ -72,7 +74,7 @@ def main(
         result["lost"] = {reason: max(shares) for reason, shares in plain["otsu"]["lost"].items()}
         result["outline"] = min(plain["otsu"]["outline"])
         result["stains"] = {stain: _stain_loss(stain) for stain in STAINS}
-        result["blur"] = {"synthetic": _blur(paths[2::5], Path(folder, "blurred.svs"))}
+        result["blur"] = {"synthetic": _blur(paths[2::5] or paths, Path(folder, "blurred.svs"))}
         if slides is not None:
             result["blur"]["real"] = _blur(sorted(slides.glob("*.svs")), Path(folder, "blurred.svs"))
         result["seconds"] = _seconds(Path(folder), side_px, num_rounds)
@@ -132,9 +134,9 @@ def _blur(paths: list[Path], file: Path) -> dict[str, tuple[float, float]]:
             overview = read_overview(soft, mpp)
             tissue = find_tissue(overview.thumbnail, overview.mpp, TissueConfig())
             mask = out_of_focus(soft, overview, tissue)
-            side = tissue & (np.arange(tissue.shape[1]) < width / 2 / overview.px_l0)
-            left.append(_share(mask, side))
-            right.append(_share(mask, tissue & ~side))
+            from_border = (np.arange(tissue.shape[1]) + 0.5) * overview.px_l0 - width / 2
+            left.append(_share(mask, tissue & (from_border < -_BORDER_UM / mpp)))
+            right.append(_share(mask, tissue & (from_border > 0)))
         found[f"{um} um"] = (min(left), max(right)) if um else (max(left), max(right))
     return found
 

@@ -51,3 +51,10 @@ def test_tile() -> None:
     result = load("bench_tile").main(side_px=2_048, big_side_px=16_384, num_rounds=1)
     assert result["slidegrad"]["num_tiles"] > 0
     assert result["big"]["num_tiles"] > result["slidegrad"]["num_tiles"]
+
+
+@pytest.mark.slow
+def test_tissue() -> None:
+    config = CohortConfig(width_px=(1024, 1024), height_px=(1024, 1024), scant_every=0)
+    result = load("bench_tissue").main(2, 2048, 1, config)
+    assert result["overlap"]["otsu"]["pen"]["min"] > 0.9

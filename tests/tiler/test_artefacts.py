@@ -114,10 +114,10 @@ def test_each_reason_can_be_turned_off_and_they_come_in_order(small_cohort: Path
 
 @pytest.fixture(scope="module")
 def pixels(small_cohort: Path) -> np.ndarray:
-    """A sharp slide of 0.5 microns per px, without pen, repeated to a width of 2,000 px and more."""
+    """A sharp slide of 0.5 microns per px, without pen, repeated to about 2,500 x 2,000 px."""
     slide = open_slide(small_cohort / "slides" / "synth_0002.svs")
     whole = slide.read(0, 0, 0, *slide.size_l0)
-    return np.concatenate((whole, whole, whole), axis=1)
+    return np.tile(whole, (3, 3, 1))
 
 
 @pytest.mark.parametrize("deviation_um", [4, 8, 16])
@@ -189,12 +189,14 @@ def test_of_a_huge_slide_a_part_is_read_and_speaks_for_the_whole(
     out_of_focus(slide, overview, tissue)
     whole = sum(read_px)
     read_px.clear()
-    monkeypatch.setattr(tiler.focus, "_MAX_READ_PX", whole // 3)
+    monkeypatch.setattr(tiler.focus, "_MAX_READ_PX", whole // 5)
     blur = out_of_focus(slide, overview, tissue)
-    assert sum(read_px) <= 0.5 * whole
-    left = np.arange(tissue.shape[1]) < half // 16
-    assert (blur & tissue)[:, left].sum() > 0.5 * tissue[:, left].sum()
-    assert (blur & tissue)[:, ~left].sum() < 0.1 * tissue[:, ~left].sum()
+    assert sum(read_px) <= 0.3 * whole
+    # Every third block is read: near the border of blurred and sharp the verdict is one of either side's.
+    column, border = np.arange(tissue.shape[1]), half // 16
+    left, right = column < border - 24, column > border + 48
+    assert (blur & tissue)[:, left].sum() > 0.9 * tissue[:, left].sum()
+    assert not (blur & tissue)[:, right].any()
 
 
 def _opened(path: Path) -> tuple[Slide, np.ndarray]:

@@ -21,11 +21,11 @@ from manifests import Manifest
 from manifests.geometry import l0_to_level
 from tiler import TilerConfig, TilerError, build_manifest, open_slide
 from tiler.config import Backend, Check
-from tiler.integrity import check_whole, compare, find_damage, markers, overview_level
+from tiler.integrity import check_whole, compare, find_damage, markers
 from tiler.integrity.cover import cover
 from tiler.integrity.decode import bad_decodes
 from tiler.integrity.markers import bad_marks
-from tiler.masks import read_overview
+from tiler.masks import overview_level
 from tiler.slide import Slide
 from tiler.tiff_tables import TileTable, find_table, read_tables
 
@@ -215,20 +215,6 @@ def test_but_where_tiles_are_read_from_it_they_are_left_out(path: Path) -> None:
     index = [table.width for table in read_tables(path)].index(opened[0].levels[1].width)
     _harm(path, "all zeros", 0, index)
     assert _bad(opened, "markers").tolist() == _touching(opened, 0)
-
-
-@pytest.mark.parametrize("mpp_l0", [0.1, 0.5, 2.0, 2.02, 3.0, 9.0])
-def test_the_level_checked_is_the_level_looked_at(mpp_l0: float, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slide, levels = open_slide(path), []
-    read = slide.read
-
-    def spy(x_l0: int, y_l0: int, level: int, width: int, height: int) -> NDArray[np.uint8]:
-        levels.append(level)
-        return read(x_l0, y_l0, level, width, height)
-
-    monkeypatch.setattr(slide, "read", spy)
-    read_overview(slide, mpp_l0)
-    assert set(levels) == {overview_level(slide, mpp_l0)}
 
 
 # Codecs.

@@ -1,6 +1,7 @@
 """Masks of other programs, as pictures or GeoJSON, come out where they belong in the thumbnail's frame."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ import tifffile
 
 from tiler import TilerError
 from tiler.masks import trace_outline
-from tiler.outside import find_mask, read_outside
+from tiler.outside import find_masks, read_outside
 from tiler.synth.layout import smooth_noise
 
 SHAPE, COVERS = (60, 80), (1280.0, 960.0)
@@ -96,8 +97,8 @@ def test_of_a_pyramid_the_coarsest_level_that_is_fine_enough_is_read(tmp_path: P
     file = tmp_path / "case.tif"
     with tifffile.TiffWriter(file) as tiff:
         tiff.write(np.zeros((480, 640), np.uint8), tile=(64, 64), subifds=2, compression="zlib")
-        tiff.write(_classes(4), tile=(64, 64), subfiletype=1, compression="zlib")
-        tiff.write(_classes(0.5), tile=(64, 64), subfiletype=1, compression="zlib")
+        tiff.write(_classes(2), tile=(64, 64), subfiletype=1, compression="zlib")
+        tiff.write(np.zeros_like(_classes(0.5)), tile=(64, 64), subfiletype=1, compression="zlib")
     assert np.array_equal(_read(file), _classes(1) > 0)
 
 
@@ -238,12 +239,14 @@ def test_an_outline_drawn_again_is_the_mask_it_came_from(tmp_path: Path) -> None
     assert 2 * (again & mask).sum() / (again.sum() + mask.sum()) > 0.98
 
 
-def test_a_mask_is_found_by_the_slides_id(tmp_path: Path) -> None:
-    (tmp_path / "case.1.png").touch()
-    (tmp_path / "case.10.geojson").touch()
-    assert find_mask(tmp_path, "case.1") == tmp_path / "case.1.png"
-    with pytest.raises(TilerError, match=r"slide other: expected one mask .*found none"):
-        find_mask(tmp_path, "other")
+def test_masks_are_found_by_the_slides_ids(tmp_path: Path) -> None:
+    for name in ("case.1.png", "case.10.GeoJSON", "notes.txt", unicodedata.normalize("NFD", "Schnitt ä.tif")):
+        (tmp_path / name).touch()
+    found = find_masks(tmp_path, ["case.1", "case.10", "Schnitt ä", "other"])
+    assert [found[name].is_file() for name in found] == [True, True, True, False]
+    assert found["case.10"].name == "case.10.GeoJSON"
     (tmp_path / "case.1.json").touch()
-    with pytest.raises(TilerError, match=r"slide case\.1: expected one mask .*found case\.1\.png, case\.1\.json"):
-        find_mask(tmp_path, "case.1")
+    with pytest.raises(TilerError, match=r"case\.1\.json and case\.1\.png are masks of one slide; keep one"):
+        find_masks(tmp_path, [])
+    with pytest.raises(TilerError, match=r"--masks .*nowhere: No such file or directory; expected a folder"):
+        find_masks(tmp_path / "nowhere", [])

@@ -1,16 +1,21 @@
 """A second run opens no slide that looks as it did, and tiles again what changed; a key hides the names everywhere."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 import tiler.survey
+from manifests import read_manifest
 from manifests.catalog import read_places, rebuild_catalog
 from manifests.files import tiles_path
+from tiler import open_slide
 from tiler.archive import Job, Plan, Tiled, plan_archive, tile_archive
 from tiler.config import TilerConfig
 from tiler.errors import TilerError
@@ -141,6 +146,40 @@ def test_ids_of_the_users_table_that_match_nothing_are_told(archive: Path, out: 
     table = {"a": (0.5, 0.5), "nobody": (0.5, 0.5)}
     plan = plan_archive(str(archive), out, CONFIG, Job(), mpp=table)
     assert plan.notes == ["--mpp-csv: 1 of 2 ids match no slide of this archive"]
+
+
+def test_masks_from_outside_decide_alone_and_a_changed_one_is_noticed(archive: Path, out: Path, tmp_path: Path) -> None:
+    for name in "bcd":
+        (archive / f"{name}.svs").unlink()
+    width, height = open_slide(archive / "a.svs").size_l0
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    picture = np.zeros((height // 8, width // 8), np.uint8)
+    picture[:, : picture.shape[1] // 2] = 1  # The left half is tissue, whatever is there.
+    cv2.imwrite(str(masks / "a.png"), picture)
+    tile_archive(str(archive), out, CONFIG, Job(num_workers=0), masks=masks)
+    manifest = read_manifest(tiles_path(out, "a"))
+    assert len(manifest) > 0
+    assert manifest.x_l0.max() < width / 2
+    assert manifest.slide.num_rejected == manifest.slide.rejected_tissue
+    assert tile_archive(str(archive), out, CONFIG, Job(num_workers=0), masks=masks).num_new == 0
+    picture[:] = 1
+    cv2.imwrite(str(masks / "a.png"), picture)
+    assert tile_archive(str(archive), out, CONFIG, Job(num_workers=0), masks=masks).num_new == 1
+    assert read_manifest(tiles_path(out, "a")).slide.num_rejected == 0
+    assert tile_archive(str(archive), out, CONFIG, Job(num_workers=0)).num_new == 1  # Without masks: our own tissue.
+
+
+def test_a_slide_without_a_mask_fails_and_its_name_stays_hidden(archive: Path, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "b.geojson").write_text("{")
+    job = Job(num_workers=0, key=b"0123456789abcdef")
+    tiled = tile_archive(str(archive), out, CONFIG, job, masks=tmp_path / "masks")
+    for row in tiled.catalog.to_pylist():
+        assert row["status"] == "failed"
+        assert re.match(rf"slide {row['slide_id']}: (no mask of that name in --masks|.*GeoJSON)", row["error"])
+        assert str(tmp_path) not in row["error"]
+        assert "b.geojson" not in row["error"]
 
 
 def test_pseudonyms_are_everywhere_but_in_the_path_lists(archive: Path, out: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from tiler.integrity.compare import other_reader, sample_rows, unequal, unreadab
 from tiler.integrity.cover import Cover, Grid, cover
 from tiler.integrity.decode import bad_decodes
 from tiler.integrity.markers import bad_marks
-from tiler.masks import THUMBNAIL_MPP
+from tiler.masks import overview_level
 from tiler.slide import Slide
 from tiler.tiff_tables import TileTable, find_table, read_tables
 
@@ -162,12 +162,6 @@ def _check_overview(slide: Slide, manifest: Manifest, *, decode: bool) -> None:
             f"slide {record.slide_id}: {int(bad.sum())} of {bad.size} compressed tiles of level {index}, where tissue "
             "is looked for, are damaged; restore the file from its source"
         )
-
-
-def overview_level(slide: Slide, mpp_l0: float) -> int:
-    """The level that `tiler.masks.read_overview` reads."""
-    fine = [i for i, level in enumerate(slide.levels) if mpp_l0 * level.downsample <= THUMBNAIL_MPP * 1.01]
-    return max(fine, default=0, key=lambda i: slide.levels[i].downsample)
 
 
 def _any_bad_mark(slide: Slide) -> bool:
