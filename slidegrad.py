@@ -35,6 +35,17 @@ COMMANDS = {
 }
 
 
+_FREE, _ALLOW, _MEND = "free some space", "make it readable and writable for you", "see to the disk or its mount"
+_TROUBLE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FREE),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _ALLOW),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENOTCONN), _MEND),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG), "give another path"),
+    errno.EPIPE: "whoever reads its output went away; let it read to the end",
+}
+"""What the machine, not Slidegrad, did wrong, and what the user can do about it."""
+
+
 class Command(Protocol):
     """What every command answers."""
 
@@ -60,6 +71,9 @@ def main(argv: Sequence[str]) -> int:
 
     try:
         result, code = _parse(argv[0], argv[1:]).run()
+        if result:  # None of a rank that does not speak for its run.
+            os.write(stdout, (json.dumps(result, ensure_ascii=False) + "\n").encode())
+        return code
     except SlidegradError as error:
         _complain(str(error))
         return EXIT_USAGE
@@ -67,16 +81,13 @@ def main(argv: Sequence[str]) -> int:
         _complain("interrupted; what was finished is kept: run it again to go on (train with --resume)")
         return EXIT_INTERRUPTED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _TROUBLE:
             return _unexpected()
-        _complain(f"no space left to write {error.filename or 'a file'}; free some and run the same command again")
+        place = f"{error.filename}: " if error.filename else ""
+        _complain(f"{place}{error.strerror}; {_TROUBLE[error.errno]}, then run the same command again")
         return EXIT_USAGE
     except Exception:  # noqa: BLE001 - the outermost boundary: told in full, exit code 70
         return _unexpected()
-    if not result:  # A rank that does not speak for its run.
-        return code
-    os.write(stdout, (json.dumps(result, ensure_ascii=False) + "\n").encode())
-    return code
 
 
 def console() -> None:

@@ -9,17 +9,17 @@ its owner alone. It also keeps how each slide file looked (size, time of change)
 computed, so that a second run need not open the slides. The fingerprint itself knows no clock.
 """
 
+import contextlib
+import itertools
 import json
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -70,17 +70,21 @@ def scan_catalog(root: Path, known: pa.Table | None = None) -> pa.Table:
         root: the manifests root.
         known: an earlier catalogue with its metadata; rows of manifests that did not change since are taken from it.
     """
+    return _scan_since(root, known)[0]
+
+
+def _scan_since(root: Path, known: pa.Table | None) -> tuple[pa.Table, int]:
+    """The catalogue, and how many manifests had to be read for it."""
     changed = _list_tiles(root)
     kept = CATALOG_SCHEMA.empty_table()
     if known is not None and (since := _scanned_at(known)):
-        ids = known.column("slide_id").to_pylist()
-        keep = np.array([changed.get(tiles_key(slide_id), since) < since - _SLACK_NS for slide_id in ids], bool)
-        kept = known.filter(pa.array(keep)).replace_schema_metadata()
-        for row in np.flatnonzero(keep):
-            del changed[tiles_key(ids[row])]
-    files = [root / "tiles" / f"{key}.parquet" for key in sorted(changed)]
-    batches = [records_to_catalog(records) for records in _read_records(files)]
-    return pa.concat_tables([kept, *batches]).sort_by("slide_id")
+        keys = [tiles_key(slide_id) for slide_id in known.column("slide_id").to_pylist()]
+        keep = [changed.get(key, since) < since - _SLACK_NS for key in keys]
+        kept = known.filter(pa.array(keep, pa.bool_())).replace_schema_metadata()
+        for key in itertools.compress(keys, keep):
+            del changed[key]
+    batches = [_to_rows(records) for records in _read_records(root, sorted(changed))]
+    return pa.concat_tables([kept, *batches]).sort_by("slide_id"), len(changed)
 
 
 def rebuild_catalog(root: Path) -> pa.Table:
@@ -89,12 +93,14 @@ def rebuild_catalog(root: Path) -> pa.Table:
     Any number of writers may do this at once. Where nothing changed nothing is written.
     """
     known, started = read_known(root), _file_clock(root)
-    catalog = scan_catalog(root, known)
-    if known is not None and catalog.equals(known):
+    catalog, num_read = _scan_since(root, known)
+    if known is not None and not num_read and catalog.equals(known):
         return known
     catalog = catalog.replace_schema_metadata({_METADATA_KEY: json.dumps({"scanned_at_ns": started})})
     with atomic_path(root / "catalog.parquet") as partial:
         pq.write_table(catalog, partial, compression="zstd")
+    for folder in ("tiles", "masks"):
+        _remove_leftovers(root / folder, older_than_ns=started - _LEFTOVER_NS)
     return catalog
 
 
@@ -131,43 +137,65 @@ def _scanned_at(catalog: pa.Table) -> int:
 
 
 def _list_tiles(root: Path) -> dict[str, int]:
-    """`xx/name` of every manifest to its time of change, ns; a killed writer's leftovers older than a day go."""
+    """`xx/name` of every manifest to its time of change, ns."""
     found: dict[str, int] = {}
-    for shard in _scan(root / "tiles"):
-        if not shard.is_dir():
-            continue
-        for entry in _scan(Path(shard.path)):
-            if entry.name.endswith(".parquet"):
-                state = entry.stat()
-                # A rename changes the ctime: a manifest that came late by its name is seen as new.
-                found[f"{shard.name}/{entry.name.removesuffix('.parquet')}"] = max(state.st_mtime_ns, state.st_ctime_ns)
-            elif entry.name.endswith(".tmp") and time.time_ns() - entry.stat().st_mtime_ns > _LEFTOVER_NS:
-                Path(entry.path).unlink(missing_ok=True)
+    for entry in _scan_shards(root / "tiles"):
+        if entry.name.endswith(".parquet"):
+            state = entry.stat()
+            # A rename changes the ctime: a manifest that came late by its name is seen as new.
+            key = f"{entry.path.split('/')[-2]}/{entry.name.removesuffix('.parquet')}"
+            found[key] = max(state.st_mtime_ns, state.st_ctime_ns)
     return found
 
 
-def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries
-    except FileNotFoundError:
+def _remove_leftovers(folder: Path, *, older_than_ns: int) -> None:
+    """Removes what killed writers left. Others may do the same, or name their file, at this moment."""
+    for entry in _scan_shards(folder):
+        if entry.name.endswith(".tmp"):
+            with contextlib.suppress(OSError):
+                if entry.stat().st_mtime_ns < older_than_ns:
+                    os.unlink(entry.path)
+
+
+def _scan_shards(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What lies in the folders of a folder; nothing if it is not there."""
+    if not folder.is_dir():
         return
+    with os.scandir(folder) as shards:
+        for shard in [shard for shard in shards if shard.is_dir()]:
+            with os.scandir(shard) as entries:
+                yield from entries
 
 
-def _read_records(files: list[Path]) -> Iterator[list[SlideRecord]]:
+def _read_records(root: Path, keys: list[str]) -> Iterator[list[SlideRecord]]:
     """Records in batches, many footers at a time."""
 
-    def read(file: Path) -> SlideRecord | None:
+    def read(key: str) -> SlideRecord | None:
         try:
-            return read_record(file)
+            record = read_record(root / "tiles" / f"{key}.parquet")
+            if tiles_key(record.slide_id) != key:
+                raise ManifestError(f"{root}/tiles/{key}.parquet: holds slide {record.slide_id}, which lies elsewhere")
         except ManifestError as error:
             _log.warning("left out of the catalogue: %s", error)
             return None
+        return record
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(files), _BATCH):
-            batch = pool.map(read, files[start : start + _BATCH])
+        for start in range(0, len(keys), _BATCH):
+            batch = pool.map(read, keys[start : start + _BATCH])
             yield [record for record in batch if record is not None]
+
+
+def _to_rows(records: list[SlideRecord]) -> pa.Table:
+    """Catalogue rows; a record with values that no column can hold is passed over with a warning."""
+    try:
+        return records_to_catalog(records)
+    except (pa.ArrowException, OverflowError) as error:
+        if len(records) == 1:
+            _log.warning("left out of the catalogue: slide %s (%s)", records[0].slide_id, error)
+            return CATALOG_SCHEMA.empty_table()
+        half = len(records) // 2
+        return pa.concat_tables([_to_rows(records[:half]), _to_rows(records[half:])])
 
 
 def write_paths(root: Path, writer: str, places: Mapping[str, Place]) -> None:
@@ -196,6 +224,11 @@ def read_places(root: Path) -> dict[str, Place]:
     for file in sorted((root / "paths").glob("*.parquet"), key=lambda file: file.stat().st_mtime_ns):
         try:
             table = pq.read_table(file, schema=_PATHS_SCHEMA)  # Columns that an older list lacks are null.
+        except PermissionError:
+            raise ManifestError(
+                f"{file}: belongs to another user, who alone may read where slides lie; work as that user, or ask for "
+                "the right to read it"
+            ) from None
         except (OSError, pa.ArrowException) as error:
             raise ManifestError(
                 f"{file}: path list not readable ({type(error).__name__}); delete it and tile the archive again"

@@ -18,6 +18,9 @@ from manifests.sets import find_row
 
 _FIELD_TYPES: Mapping[object, tuple[type, ...]] = {int: (int,), float: (float, int), bool: (bool,)}
 
+_LEAST_MPP, _MOST_MPP = 1e-4, 1e4
+"""Atoms, and a slide in ten px: beyond, and at NaN, a record is wrong."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -52,7 +55,7 @@ def check_manifest(manifest: Manifest) -> Iterator[Problem]:
         yield about_slide("content", slide.slide_id, f"status {slide.status} with {num_tiles} tiles")
     if not num_tiles:
         return
-    if min(slide.tile_px, slide.tile_mpp, slide.mpp_x, slide.mpp_y) <= 0:
+    if slide.tile_px < 1 or not all(_LEAST_MPP < mpp < _MOST_MPP for mpp in (slide.tile_mpp, slide.mpp_x, slide.mpp_y)):
         text = f"tiles of {slide.tile_px} px at {slide.tile_mpp} mpp, level 0 at {slide.mpp_x} x {slide.mpp_y} mpp"
         yield about_slide("content", slide.slide_id, text)
         return
@@ -118,9 +121,10 @@ class CatalogRows:
                 continue
             differs = pc.fill_null(pc.not_equal(ours[name], theirs[name]), True)
             for i in np.flatnonzero(differs.to_numpy()).tolist():
-                text = (
-                    f"catalog.parquet says {name} {theirs[name][i].as_py()!r}, its manifest {ours[name][i].as_py()!r}"
-                )
+                listed, own = theirs[name][i].as_py(), ours[name][i].as_py()
+                if listed != listed and own != own:  # Both NaN: one and the same.
+                    continue
+                text = f"catalog.parquet says {name} {listed!r}, its manifest {own!r}"
                 yield about_slide("catalogue", ours["slide_id"][i].as_py(), text)
 
     def unseen(self) -> Iterator[str]:

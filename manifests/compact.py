@@ -19,18 +19,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.catalog import rebuild_catalog
 from manifests.errors import ManifestError
 from manifests.parse import Parsed
 from manifests.schema import TILE_SCHEMA, records_to_catalog
 from manifests.sets import NOWHERE, Contents, Shard
 from manifests.source import LocalManifests, StoredSource, is_set
+from manifests.writing import told_as
 
 SLIDES_PER_SHARD = 1_000
 _AT_ONCE = 64
 """Manifests held in memory: 0.5 MB each for the paper's largest slides."""
 _THREADS = 8
-_LEFTOVER_S = 24 * 3600
+LEFTOVER_S = 24 * 3600
+"""From this age on nobody can be at work on a file that nothing names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +53,15 @@ def compact(source: StoredSource, out: Path, *, progress: Callable[[int], None] 
         progress: called after each slide with the number of slides in all.
 
     Raises:
-        ManifestError: a manifest that cannot be read, nothing to compact, or `out` is a folder with something else.
+        ManifestError: a manifest that cannot be read, nothing to compact, or `out` is a folder with something else or
+            one that cannot be written to.
     """
-    old = _look_at_out(out)
+    with told_as(ManifestError, out):
+        return _compact(source, out, progress)
+
+
+def _compact(source: StoredSource, out: Path, progress: Callable[[int], None] | None) -> Compacted:
+    _look_at_out(out)
     if isinstance(source, LocalManifests):
         source = _up_to_date(source)
     ids = list(source)
@@ -77,35 +84,29 @@ def compact(source: StoredSource, out: Path, *, progress: Callable[[int], None] 
         pq.write_table(catalog, building / "catalog.parquet", compression="zstd", write_page_checksum=True)
         _sync(building / "catalog.parquet")
         num_bytes = sum(shard.num_bytes for shard in shards) + (building / "catalog.parquet").stat().st_size
-        _move_in(building, out, shards, old)
+        _move_in(building, out, shards)
     num_tiles = sum(sum(table["num_tiles"].to_numpy().tolist()) for table in tables)
     return Compacted(num_slides=len(ids), num_tiles=num_tiles, num_shards=len(shards), num_bytes=num_bytes)
 
 
-def _look_at_out(out: Path) -> set[str]:
-    """Names of the shards that are there; only a set, or what a killed run left of one, is written over."""
+def _look_at_out(out: Path) -> None:
+    """Only a set, or what a killed run left of one, is written over."""
     if out.exists() and not out.is_dir():
         raise ManifestError(f"{out}: a file; give a folder for the set")
     if not out.exists():
-        return set()
+        return
     names = {entry.name for entry in out.iterdir() if not entry.name.endswith(".tmp")}
     if names - {"shards", "catalog.parquet"} or ("catalog.parquet" in names and not is_set(out)):
         raise ManifestError(f"{out}: holds something other than a set; give a new folder, or that of a set to replace")
-    return {file.name for file in (out / "shards").glob("*.parquet")}
 
 
 def _up_to_date(source: LocalManifests) -> LocalManifests:
-    """The source with a catalogue that lists every manifest there is: none is left out of the set in silence."""
-    num_files = sum(1 for _ in (source.root / "tiles").glob("??/*.parquet"))
-    if num_files == len(source.catalog()):
-        return source
-    with contextlib.suppress(OSError):  # Mounted read-only.
-        rebuild_catalog(source.root)
+    """The source as it is now, if it lists every manifest there is: none is left out of the set in silence."""
     source = LocalManifests(source.root)
-    if num_files != (num_listed := len(source.catalog())):
+    if unlisted := source.unlisted():
         raise ManifestError(
-            f"{source.root}: catalog.parquet lists {num_listed} slides, tiles/ holds {num_files} manifests; "
-            f"`slidegrad manifest validate {source.root}` tells which"
+            f"{unlisted[0]}: a manifest that cannot be used, one of {len(unlisted)}; "
+            f"`slidegrad manifest validate {source.root}` tells which and why"
         )
     return source
 
@@ -117,7 +118,7 @@ def _building(out: Path) -> Iterator[Path]:
     building.mkdir(parents=True)
     try:
         for leftover in out.glob(".compact.*.tmp"):
-            if time.time() - leftover.stat().st_mtime > _LEFTOVER_S:
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_S:
                 shutil.rmtree(leftover, ignore_errors=True)
         yield building
     finally:
@@ -180,20 +181,26 @@ def _name_by_content(file: Path) -> Shard:
     return Shard(name=name, num_bytes=num_bytes, footer_bytes=footer_bytes)
 
 
-def _move_in(building: Path, out: Path, shards: list[Shard], old: set[str]) -> None:
-    """Shards first, then the catalogue, then the shards that it does not know go."""
-    new = {f"{shard.name}.parquet" for shard in shards}
+def _move_in(building: Path, out: Path, shards: list[Shard]) -> None:
+    """Shards first, then the catalogue, then old shards that it does not know go.
+
+    Another run may be at work on the same set: a young shard may be one that its catalogue will name. So those that
+    an interruption leaves here stay for a day, too.
+    """
     (out / "shards").mkdir(exist_ok=True)
+    for shard in shards:
+        (building / f"{shard.name}.parquet").replace(out / shard.file)
+    (building / "catalog.parquet").replace(out / "catalog.parquet")
     try:
-        for name in sorted(new):
-            (building / name).replace(out / "shards" / name)
-        (building / "catalog.parquet").replace(out / "catalog.parquet")
-    except BaseException:
-        for name in new - old:
-            (out / "shards" / name).unlink(missing_ok=True)
-        raise
-    for name in old - new:
-        (out / "shards" / name).unlink(missing_ok=True)
+        schema = pq.read_schema(out / "catalog.parquet")  # Not ours any more, where the other run was later.
+        named = {Path(shard.file).name for shard in Contents.of(schema.empty_table(), str(out)).shards}
+    except (OSError, pa.ArrowException, ManifestError):
+        return
+    for file in (out / "shards").glob("*.parquet"):
+        if file.name not in named:
+            with contextlib.suppress(OSError):
+                if time.time() - file.stat().st_mtime > LEFTOVER_S:
+                    file.unlink()
 
 
 def _sync(file: Path) -> None:

@@ -21,6 +21,7 @@ from manifests.parse import METADATA_KEY, parse_manifest
 from manifests.schema import TILE_SCHEMA, Manifest, SlideRecord
 
 _MAX_NAME_BYTES = 120
+_PLAIN_NAME = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9._-]{{0,{_MAX_NAME_BYTES - 1}}}")
 
 
 @contextlib.contextmanager
@@ -53,9 +54,9 @@ def write_text(final: Path, text: str) -> None:
 
 def disk_name(slide_id: str) -> str:
     """The slide id as a file stem: `[A-Za-z0-9._-]`, at most 120 bytes, a hash appended where anything was changed."""
+    if _PLAIN_NAME.fullmatch(slide_id):
+        return slide_id
     name = re.sub(r"[^A-Za-z0-9._-]", "_", unicodedata.normalize("NFC", slide_id))
-    if name == slide_id and len(name) <= _MAX_NAME_BYTES and not name.startswith("."):
-        return name
     return f"{name.lstrip('.')[: _MAX_NAME_BYTES - 13]}-{hashlib.blake2b(slide_id.encode(), digest_size=6).hexdigest()}"
 
 

@@ -4,6 +4,8 @@ A source maps slide ids to manifests and knows the catalogue: a tree as the tile
 folder of this machine, in an object store, or behind a web server.
 """
 
+import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +16,9 @@ from urllib.request import url2pathname
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.catalog import read_catalog
+from manifests.catalog import read_catalog, read_known, rebuild_catalog, scan_catalog
 from manifests.errors import ManifestError
-from manifests.files import read_manifest, tiles_path
+from manifests.files import read_manifest, tiles_key, tiles_path
 from manifests.folders import Folder, LocalFolder, open_folder
 from manifests.parse import Parsed, parse_manifest, parse_table
 from manifests.schema import Manifest
@@ -47,11 +49,18 @@ class StoredSource(ManifestSource, Protocol):
 
 
 class LocalManifests:
-    """Manifests in a folder, as the tiler writes them."""
+    """Manifests in a folder, as the tiler writes them.
+
+    Opening costs one listing of tiles/ and a read of each manifest that came since the catalogue was written (twice
+    where it changed): a tiler that was killed did not write it again. Where nothing may be written it is not.
+
+    Raises:
+        ManifestError: no manifests there, or they may not be looked at.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._catalog = read_catalog(root)
+        self._catalog = _bring_up_to_date(root)
 
     def catalog(self) -> pa.Table:
         """The catalogue as it was when the source was opened."""
@@ -70,6 +79,14 @@ class LocalManifests:
             return parse_manifest(file.read_bytes(), str(file))
         except FileNotFoundError:
             raise ManifestError(f"{file}: no such manifest") from None
+        except OSError as error:
+            raise ManifestError(f"{file}: cannot be read ({error.strerror})") from None
+
+    def unlisted(self) -> list[Path]:
+        """Manifests in tiles/ that the catalogue leaves out: they cannot be read, or hold another slide."""
+        listed = {tiles_key(slide_id) for slide_id in self}
+        files = sorted((self.root / "tiles").glob("??/*.parquet"))
+        return [file for file in files if f"{file.parent.name}/{file.stem}" not in listed]
 
 
 class RemoteManifests:
@@ -116,11 +133,11 @@ def open_stored(root: str | Path) -> StoredSource:
     path = local_path(root)
     if path is None:
         return _open_folder(open_folder(_ADDRESS.sub(r"\1://\2", str(root))))
-    if (path / "tiles").is_dir():
+    if os.path.isdir(path / "tiles"):  # Unlike pathlib's, it stands a folder that may not be looked into.
         return LocalManifests(path)
     if is_set(path):
         return _open_folder(LocalFolder(path))
-    if (path / "shards").is_dir():
+    if os.path.isdir(path / "shards"):
         raise ManifestError(
             f"{path}: half a set (shards/ without a readable catalog.parquet); copy it whole, or compact anew"
         )
@@ -143,6 +160,21 @@ def is_set(path: Path) -> bool:
         return SET_KEY in (pq.read_schema(path / "catalog.parquet").metadata or {})
     except (OSError, pa.ArrowException):
         return False
+
+
+def _bring_up_to_date(root: Path) -> pa.Table:
+    """The catalogue of what lies in tiles/ now; written only where it changed, for others watch its file."""
+    try:
+        if not (root / "tiles").is_dir():
+            return read_catalog(root)  # Says what is missing.
+        known = read_known(root)
+        catalog = scan_catalog(root, known)
+    except OSError as error:
+        raise ManifestError(f"{root}: cannot be looked into ({error.strerror}); make it readable for you") from None
+    if known is None or not catalog.equals(known):
+        with contextlib.suppress(OSError):  # Mounted read-only, or somebody else's.
+            return rebuild_catalog(root).replace_schema_metadata()
+    return catalog
 
 
 def _open_folder(folder: Folder) -> StoredSource:

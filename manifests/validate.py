@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from manifests.checks import CatalogRows, Problem, SlideFiles, about_slide, check_manifest, check_record
+from manifests.compact import LEFTOVER_S
 from manifests.errors import ManifestError
 from manifests.files import tiles_path
 from manifests.parse import Parsed, parse_manifest, parse_table
@@ -27,7 +28,6 @@ from manifests.source import local_path, open_stored
 _MAX_KEPT = 1_000
 _BATCH = 256
 _THREADS = 8
-_LEFTOVER_S = 24 * 3600
 _PIECE_BYTES = 16 * 2**20
 
 
@@ -132,7 +132,7 @@ def validate(
         ManifestError: nothing there, or a set whose catalogue cannot be read.
     """
     report, path = Report(), local_path(root)
-    if path is not None and (path / "tiles").is_dir():
+    if path is not None and os.path.isdir(path / "tiles"):
         rows = _open_rows(path, report)
         _look_at_tree(path, _Round(report=report, root=path, rows=rows, slides=slides, progress=progress))
     else:
@@ -197,7 +197,7 @@ def _check_shards(source: CompactedManifests, path: Path | None, report: Report)
     if path is not None:
         known = {Path(shard.file).name for shard in source.contents.shards}
         for file in _walk(path / "shards", ".parquet"):
-            if file.name not in known:
+            if file.name not in known and _is_old(file):
                 text = f"shards/{file.name}: no shard of this set; it can go"
                 report.add([Problem(kind="leftover", slide_id="", text=text)])
     return lost
@@ -225,13 +225,17 @@ def _check_shard(source: CompactedManifests, number: int) -> str:
 def _find_leftovers(root: Path) -> Iterator[Problem]:
     """What killed writers left, older than a day: nobody writes it any more."""
     for file in _walk(root, ".tmp"):
-        try:
-            is_old = time.time() - file.stat().st_mtime > _LEFTOVER_S
-        except FileNotFoundError:
-            continue
-        if is_old:
+        if _is_old(file):
             text = f"{file.relative_to(root)}: left by a writer that was killed; it can go"
             yield Problem(kind="leftover", slide_id="", text=text)
+
+
+def _is_old(file: Path) -> bool:
+    """Whether a file that nothing names is nobody's any more."""
+    try:
+        return time.time() - file.stat().st_mtime > LEFTOVER_S
+    except OSError:  # Gone meanwhile.
+        return False
 
 
 def _walk(folder: Path, suffix: str) -> Iterator[Path]:

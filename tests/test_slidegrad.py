@@ -109,8 +109,11 @@ def test_a_command_without_a_result_says_nothing(
         (SlidegradError("slide a: cut file"), 2, "slidegrad: slide a: cut file\n"),
         (KeyboardInterrupt(), 130, "slidegrad: interrupted; what was finished is kept"),
         (ZeroDivisionError("by zero"), 70, "slidegrad: unexpected error (above); this is a fault of Slidegrad's"),
-        (OSError(errno.EIO, "broken disk"), 70, "slidegrad: unexpected error"),
-        (OSError(errno.ENOSPC, "full", "run/x.pt"), 2, "slidegrad: no space left to write run/x.pt; free some"),
+        (OSError(errno.EBADF, "our fault"), 70, "slidegrad: unexpected error"),
+        (OSError(errno.EIO, "broken disk"), 2, "slidegrad: broken disk; see to the disk or its mount, then run"),
+        (OSError(errno.ENOSPC, "full", "run/x.pt"), 2, "slidegrad: run/x.pt: full; free some space, then run"),
+        (OSError(errno.EACCES, "no", "M"), 2, "slidegrad: M: no; make it readable and writable for you, then run"),
+        (OSError(errno.ENOTDIR, "no", "M"), 2, "slidegrad: M: no; give another path, then run"),
     ],
 )
 def test_each_kind_of_end_has_its_code(

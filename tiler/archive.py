@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.catalog import Place, read_known, read_places, rebuild_catalog, scan_catalog, write_paths
-from manifests.source import is_set
+from manifests.source import is_set, local_path
 from tiler.build import Done, Task
 from tiler.config import TilerConfig
 from tiler.discover import find_slides
 from tiler.errors import TilerError
 from tiler.outside import find_masks
 from tiler.pool import Limits, run_here, run_in_processes, run_on_dask, share_memory
-from tiler.pseudonym import pseudonym
+from tiler.pseudonym import is_pseudonym, pseudonym
 from tiler.shards import Shard
 from tiler.survey import Survey, Wanted, find_duplicates, survey
 
@@ -98,23 +98,38 @@ def plan_archive(
     Raises:
         TilerError: no slides found, or a slide id that means another file by now.
     """
+    if not archive.strip():
+        raise TilerError("ARCHIVE is empty; give a folder, a slide, a glob or a list (. is the folder you stand in)")
+    if local_path(out) is None:
+        raise TilerError(f"--out {out}: manifests are written to a folder of this machine; copy them from there")
+    if is_set(out):
+        raise TilerError(f"--out {out}: a compacted set takes no more slides; give the folder it was made from")
+    if config.tissue.mask_values and masks is None:
+        raise TilerError("--mask-values says what the pictures of --masks mean; give --masks too")
     found = find_slides(archive)
     notes = []
     if found.joined:
         notes.append(
-            f"{len(found.joined)} file names appear more than once: their slide ids begin with their folders, "
+            f"{len(found.joined)} file names appear more than once: their slide ids hold folders or suffixes too, "
             f"first {_named(found.joined[0], job)}"
         )
     if found.unreadable:
         notes.append(f"{len(found.unreadable)} folders may not be read; slides in them are missing here")
+    if found.num_unnamed:
+        notes.append(f"{found.num_unnamed} files have names that are not UTF-8; rename them, they are missing here")
     if unmatched := sorted(set(mpp or ()) - set(found.slides)):
-        notes.append(f"--mpp-csv: {len(unmatched)} of {len(mpp or ())} ids match no slide of this archive")
+        notes.append(
+            f"--mpp-csv: {len(unmatched)} of {len(mpp or ())} ids match no slide of this archive, first "
+            f"{_named(unmatched[0], job)!r}; a slide id is the file name without its suffix"
+        )
     slides = {_named(slide_id, job): path for slide_id, path in found.slides.items()}
     original = {_named(slide_id, job): slide_id for slide_id in found.slides}
     if len(slides) < len(found.slides):
         raise TilerError("two slides have one pseudonym; give another key")
     mine = {slide_id: path for slide_id, path in slides.items() if job.shard.holds(slide_id)}
-    found_masks = find_masks(masks, found.slides) if masks else {}
+    found_masks = find_masks(masks.absolute(), found.slides) if masks else {}
+    if masks and not any(file.is_file() for file in found_masks.values()):
+        raise TilerError(f"--masks {masks}: no file there is called as a slide here, SLIDE_ID.png or the like")
     wanted = Wanted(
         base=found.base,
         slides=mine,
@@ -127,16 +142,26 @@ def plan_archive(
     known = read_places(out)
     if not job.overwrite:
         _refuse_other_files(out, found.base, mine, known)
-    if renamed := _find_renamed(found.base, slides, known):
+    renamed = _find_renamed(found.base, slides, known)
+    if renamed and job.key is not None:
+        raise TilerError(f"--out {out}: holds {len(renamed)} of these slides under other ids; give another --out")
+    if any(is_pseudonym(slide_id) for slide_id in renamed):
+        raise TilerError(f"--out {out}: its slide ids are pseudonyms; give --pseudonymize KEYFILE, or another --out")
+    if renamed:
         notes.append(
             f"{len(renamed)} slides had other ids before, first {renamed[0]!r}; their old manifests are still in {out}"
         )
-    catalog = scan_catalog(out, read_known(out))
+    found_now = survey(wanted, scan_catalog(out, read_known(out)), known)
+    if found_now.num_other_settings and not job.overwrite:
+        notes.append(
+            f"{found_now.num_other_settings} manifests here were made with other settings; they will be made anew "
+            "(stop now and give another --out to keep them)"
+        )
     return Plan(
         wanted=wanted,
-        survey=survey(wanted, catalog, known),
+        survey=found_now,
         num_in_archive=len(slides),
-        num_unreadable=len(found.unreadable),
+        num_unreadable=len(found.unreadable) + found.num_unnamed,
         notes=notes,
     )
 
@@ -168,9 +193,8 @@ def tile_archive(
         OSError: `out` cannot be written to. What was finished is kept.
     """
     job = job or Job()
-    if is_set(out):
-        raise TilerError(f"--out {out}: a compacted set takes no more slides; give the folder it was made from")
     plan = plan_archive(archive, out, config, job, mpp=mpp, masks=masks)
+    out = out.absolute()  # Workers elsewhere stand in another folder.
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -196,6 +220,10 @@ def tile_archive(
         write_paths(out, writer, places)
         catalog = rebuild_catalog(out)
     mine = catalog.filter(pc.is_in(catalog.column("slide_id"), pa.array(list(plan.wanted.slides), pa.string())))
+    if lost := len(plan.wanted.slides) - len(mine):
+        raise TilerError(
+            f"--out {out}: {lost} slides left no manifest here; do the workers see this folder under this path?"
+        )
     notes = []
     if copies := find_duplicates(catalog):
         notes.append(
@@ -230,9 +258,9 @@ def _named(slide_id: str, job: Job) -> str:
 
 
 def _writer(archive: str, job: Job) -> str:
-    """One name for each machine, archive and shard, so that a second run replaces what the first one wrote."""
+    """One name for each archive and shard, so that a second run replaces what the first one wrote."""
     work = hashlib.blake2b(f"{os.path.abspath(archive)}\0{job.shard}".encode(), digest_size=6).hexdigest()
-    return f"{os.uname().nodename}-{work}"
+    return f"tile-{work}"
 
 
 def _refuse_other_files(out: Path, base: Path, slides: Mapping[str, str], known: Mapping[str, Place]) -> None:
@@ -240,13 +268,21 @@ def _refuse_other_files(out: Path, base: Path, slides: Mapping[str, str], known:
     other = [
         slide_id
         for slide_id, path in slides.items()
-        if (place := known.get(slide_id)) is not None and place.file != f"{base}/{path}" and os.path.exists(place.file)
+        if (place := known.get(slide_id)) is not None and _is_other(place.file, f"{base}/{path}")
     ]
     if other:
         raise TilerError(
             f"--out {out}: {len(other)} slide ids already mean other files, first {other[0]!r}; "
             "give another --out, or --overwrite to replace them"
         )
+
+
+def _is_other(known: str, file: str) -> bool:
+    """The known file is still there, and is another one: not the same archive mounted elsewhere."""
+    try:
+        return known != file and os.path.exists(known) and not os.path.samefile(known, file)
+    except OSError:
+        return True
 
 
 def _find_renamed(base: Path, slides: Mapping[str, str], known: Mapping[str, Place]) -> list[str]:

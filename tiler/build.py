@@ -20,6 +20,7 @@ from tiler.errors import TilerError
 from tiler.grid import lay_lattice, make_grid
 from tiler.integrity import check_whole, find_damage
 from tiler.masks import MaskRecord, Overview, label_areas, read_overview, trace_outline, write_mask
+from tiler.outcome import failed_record, hide_paths
 from tiler.outside import SUFFIXES, read_outside
 from tiler.scale import resolve_mpp
 from tiler.slide import Slide, fingerprint, open_slide
@@ -203,23 +204,10 @@ def write_failure(task: Task, out: Path, config: TilerConfig, error: str, *, tou
         mark = fingerprint(task.path) if touch and (task.path.is_file() or task.path.is_dir()) else ""
     except (OSError, SlidegradError):
         mark = ""
-    # Only the slide id may be told: errors of readers like to repeat the path.
-    sentence = error
-    for file in (task.path, task.mask):
-        if file is not None:
-            sentence = sentence.replace(str(file), task.slide_id).replace(file.name, task.slide_id)
-    sentence = " ".join(sentence.split())
-    sentence = sentence.removeprefix(f"slide {task.slide_id}: ").removeprefix(f"{task.slide_id}: ")
-    record = SlideRecord(
-        slide_id=task.slide_id,
-        status="failed",
-        error=f"slide {task.slide_id}: {sentence}",
-        fingerprint=mark,
-        config_hash=config.hash,
-        version=VERSION,
-    )
+    files = [file for file in (task.path, task.mask) if file is not None]
+    record = failed_record(task.slide_id, hide_paths(error, task.slide_id, *files), mark, config.hash)
+    mask_path(out, task.slide_id).unlink(missing_ok=True)  # Of an earlier success.
     none = np.zeros(0, np.int32)
-    write_manifest(
-        tiles_path(out, task.slide_id), Manifest(record, none, none, none.astype(np.float32)), config.to_json()
-    )
+    manifest = Manifest(record, none, none, none.astype(np.float32))
+    write_manifest(tiles_path(out, task.slide_id), manifest, config.to_json())
     return record

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections import Counter as Statuses
@@ -39,7 +40,7 @@ class Tile:
     masks: Path | None = None
     """Folder of tissue masks from elsewhere, SLIDE_ID.png, .tif or .geojson, used instead of looking for tissue."""
     workers: int | None = None
-    """Processes; all cores by default; 0 works in this process, where a reader that crashes ends the run."""
+    """Processes; all cores by default; 0 works in this one: no limits, and a reader that crashes ends the run."""
     timeout_s: float = 1_200.0
     """Seconds after which a slide is given up; tried twice."""
     memory_gb: float | None = None
@@ -63,7 +64,8 @@ class Tile:
         if job.shard.count > 1:
             print(f"shard {job.shard}{f' ({job.shard.source})' if job.shard.source else ''}", file=sys.stderr)
         if self.dry_run:
-            return self._tell(plan_archive(self.archive, self.out, self.config, job, mpp=mpp, masks=self.masks))
+            return self._tell(plan_archive(self.archive, self.out, self.config, job, mpp=mpp, masks=self.masks), job)
+        signal.signal(signal.SIGTERM, _interrupt)  # How schedulers end a job: what is done is to be written down.
         started, num_failed = time.monotonic(), 0
         with Counter("tiling") as counter:
 
@@ -95,7 +97,7 @@ class Tile:
             raise TilerError(f"--workers {self.workers}: expected 0 or more")
         if not self.timeout_s > 0:
             raise TilerError(f"--timeout-s {self.timeout_s:g}: expected more than 0 s")
-        if self.memory_gb is not None and not self.memory_gb >= 0.5:
+        if self.memory_gb is not None and not 0.5 <= self.memory_gb < 1e6:
             raise TilerError(f"--memory-gb {self.memory_gb:g}: expected 0.5 GB or more")
         if self.dask is not None and self.workers is not None:
             raise TilerError("--dask works on the cluster's workers; leave --workers out")
@@ -110,7 +112,7 @@ class Tile:
             key=read_key(self.pseudonymize) if self.pseudonymize else None,
         )
 
-    def _tell(self, plan: Plan) -> tuple[dict[str, Any], int]:
+    def _tell(self, plan: Plan, job: Job) -> tuple[dict[str, Any], int]:
         _print_notes(plan.notes)
         for task in plan.survey.todo[:_MAX_LISTED]:
             print(f"would tile {task.slide_id}", file=sys.stderr)
@@ -122,8 +124,9 @@ class Tile:
             "num_in_archive": plan.num_in_archive,
             "settled": num_slides - todo,
             "changed": plan.survey.num_changed,
+            "other_settings": plan.survey.num_other_settings,
             "to_tile": todo,
-            "shard": str(job_shard) if (job_shard := self._job().shard).count > 1 else None,
+            "shard": str(job.shard) if job.shard.count > 1 else None,
             "dry_run": True,
         }, 1 if plan.num_unreadable else 0
 
@@ -145,6 +148,8 @@ class Tile:
                 f"{100 * tiled.check_s / tiled.total_s:.1f} % of the work",
                 file=sys.stderr,
             )
+        counted = ", ".join(f"{status[name]} {name}" for name in ("ok", "empty", "failed"))
+        print(f"{len(catalog)} slides: {counted}", file=sys.stderr)
         num_bad = pc.sum(catalog.column("num_bad_tiles")).as_py() or 0
         if num_bad:
             print(f"{num_bad} damaged tiles were left out", file=sys.stderr)
@@ -157,6 +162,10 @@ class Tile:
             "manifests": str(self.out),
         }
         return result, 1 if errors or tiled.num_unreadable else 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _print_notes(notes: list[str]) -> None:

@@ -67,14 +67,13 @@ class TilerConfig:
     backend: Backend = "auto"
     """Reader; auto takes cuCIM where it reads the format, else OpenSlide, else tifffile or zarr."""
     check: Check = "markers"
-    """Look for damaged tiles: start and end marks of each JPEG, a decode of every used tile, or a sampled comparison
-    of two readers."""
+    """How to look for damaged tiles. markers: both ends of each JPEG; decode: every used one; sample: two readers."""
     max_bad: float = 0.05
     """A slide with a larger share of damaged tiles has failed, 0 to 1; below it they are left out."""
 
     def __post_init__(self) -> None:
-        if self.tile_px < 1:
-            raise TilerError(f"--tile-px {self.tile_px}: expected at least 1 px")
+        if not 1 <= self.tile_px <= 65_536:
+            raise TilerError(f"--tile-px {self.tile_px}: expected 1 to 65,536 px")
         if not 0 < self.mpp <= 100:
             raise TilerError(f"--mpp {self.mpp}: expected microns per px in (0, 100]")
         if not 0 <= self.min_tissue <= 1:

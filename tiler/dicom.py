@@ -4,6 +4,8 @@ Source: DICOM PS3.3 A.32.8, VL Whole Slide Microscopy Image; OpenSlide opens a s
 looks for the others in the same folder (https://openslide.org/formats/dicom/).
 """
 
+import functools
+import os
 import struct
 from collections import defaultdict
 from dataclasses import dataclass
@@ -32,6 +34,8 @@ class Instance:
 def read_instance(file: Path) -> Instance | None:
     """A DICOM file's place in its series; None if it is no whole-slide DICOM."""
     try:
+        if not file.is_file():
+            return None  # A pipe would be waited for.
         with file.open("rb") as stream:
             if stream.read(132)[128:] != b"DICM":
                 return None
@@ -57,8 +61,8 @@ def find_series(folder: Path, names: list[str]) -> list[list[str]]:
         then the others by name. Series in the order of those.
     """
     series: dict[str, list[tuple[bool, int, str]]] = defaultdict(list)
-    for name in names:
-        if (found := read_instance(folder / name)) is not None:
+    for name, found in _read_instances(folder, names).items():
+        if found is not None:
             series[found.series].append((not found.is_volume, -found.columns, name))
     ranked = [[name for *_, name in sorted(files)] for files in series.values()]
     return sorted([first, *sorted(others)] for first, *others in ranked)
@@ -66,8 +70,23 @@ def find_series(folder: Path, names: list[str]) -> list[list[str]]:
 
 def list_series(file: Path) -> list[Path]:
     """All files of the series that a file belongs to, itself among them; only itself if it is no whole-slide DICOM."""
-    own = read_instance(file)
+    own = _read_instances(file.parent, [file.name])[file.name]
     if own is None:
         return [file]
-    others = (path for path in sorted(file.parent.iterdir()) if path.is_file())
-    return [path for path in others if (found := read_instance(path)) is not None and found.series == own.series]
+    instances = _read_instances(file.parent, sorted(os.listdir(file.parent)))
+    return [file.parent / name for name, found in instances.items() if found and found.series == own.series]
+
+
+def _read_instances(folder: Path, names: list[str]) -> dict[str, Instance | None]:
+    """Name to place in its series; a file is read once for all the slides of its folder."""
+    known = _known_instances(os.path.abspath(folder), folder.stat().st_mtime_ns)
+    for name in names:
+        if name not in known:
+            known[name] = read_instance(folder / name)
+    return {name: known[name] for name in names}
+
+
+@functools.lru_cache(maxsize=8)
+def _known_instances(folder: str, mtime_ns: int) -> dict[str, Instance | None]:  # noqa: ARG001 - they are the key
+    """What is known of a folder's files, to be filled; empty again when one came, went or was replaced."""
+    return {}

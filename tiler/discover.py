@@ -6,9 +6,10 @@ a zarr folder whether it is a picture.
 
 import csv
 import glob
+import hashlib
 import os
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,25 +30,38 @@ class Found:
     """The slides of an archive.
 
     `base`: the folder that paths are relative to; `slides`: slide_id to path, sorted by path; `unreadable`: folders
-    that could not be listed, relative; `joined`: ids joined with their folders, because the stem alone is not unique.
+    that could not be listed, relative; `joined`: ids that got their folders or suffix, because the stem alone is not
+    unique; `num_unnamed`: slides passed over because their names are not UTF-8.
     """
 
     base: Path
     slides: dict[str, str]
     unreadable: list[str] = field(default_factory=list)
     joined: list[str] = field(default_factory=list)
+    num_unnamed: int = 0
 
 
 def find_slides(archive: str) -> Found:
     """The slides of an archive.
 
     Args:
-        archive: a folder, one slide, a glob, or a CSV/text file with one path (or a column `path`) a line.
+        archive: a folder, one slide, a glob, a text file (.txt) with one path a line, or a CSV with a column `path`
+            (else the first is taken).
 
     Raises:
-        TilerError: nothing found.
+        TilerError: nothing found, or the archive or something that its list names cannot be looked at.
     """
-    given = Path(archive).expanduser()
+    try:
+        given = Path(archive).expanduser()
+    except RuntimeError:
+        raise TilerError(f"{archive}: no such user; write the folder out") from None
+    try:
+        return _find_slides(archive, given)
+    except OSError as error:
+        raise TilerError(f"{archive}: {error.strerror}") from None
+
+
+def _find_slides(archive: str, given: Path) -> Found:
     unreadable: list[str] = []
     named: set[str] = set()  # What the user named one by one is tried, whatever it looks like.
     if given.is_dir() and not _is_zarr(given):
@@ -59,25 +73,32 @@ def find_slides(archive: str) -> Found:
     else:
         base, files = _matches(archive)
         paths = [_under(base, file) for file in files]
-    paths, names = _join_dicom(base, set(paths), named)
+    all_paths, names = _join_dicom(base, set(paths), named)
+    paths = [path for path in all_paths if _is_utf8(path)]
+    num_unnamed = len(all_paths) - len(paths)
     if not paths:
         shown = " ".join(suffix for suffix in SLIDE_SUFFIXES if suffix.count(".") == 1)
         not_listed = f", and {len(unreadable)} folders cannot be read" if unreadable else ""
-        raise TilerError(f"{archive}: no slides found (looked for {shown}){not_listed}")
-    for path in paths:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            raise TilerError(f"{archive}: file name {os.fsencode(path)!r} is not UTF-8; rename it") from None
+        not_named = f", and {num_unnamed} files have names that are not UTF-8; rename them" if num_unnamed else ""
+        raise TilerError(f"{archive}: no slides found (looked for {shown}){not_listed}{not_named}")
     slides = name_slides(paths, names)
     joined = [slide_id for slide_id, path in slides.items() if slide_id != names.get(path, _stem(path))]
-    return Found(base.resolve(), slides, sorted(unreadable), joined)
+    return Found(base.resolve(), slides, sorted(unreadable), joined, num_unnamed)
+
+
+def _is_utf8(name: str) -> bool:
+    """Python keeps the bytes of other names as lone surrogates, which no file of ours can hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _matches(pattern: str) -> tuple[Path, list[Path]]:
     """The slides that a glob matches, and the folder that holds them all."""
     matches = [Path(name) for name in glob.glob(os.path.expanduser(pattern), recursive=True)]
-    files = [file for file in matches if (_is_zarr(file) if file.is_dir() else _is_slide(file.name))]
+    files = [file for file in matches if (_is_zarr(file) if os.path.isdir(file) else _is_slide(file.name))]
     return Path(os.path.commonpath([file.parent for file in files])) if files else Path(pattern), files
 
 
@@ -167,51 +188,85 @@ def _join_dicom(base: Path, paths: set[str], named: set[str]) -> tuple[list[str]
                 continue
             kept.add(files[0])
             dicom.difference_update(files)
-            if len(all_series) == 1:
-                names[files[0]] = unicodedata.normalize("NFC", os.path.basename(os.path.realpath(folder)))
+            name = os.path.basename(os.path.realpath(folder))
+            if len(all_series) == 1 and _is_utf8(name):
+                names[files[0]] = unicodedata.normalize("NFC", name)
     return sorted(kept | (dicom & named)), names
+
+
+def _suffix(path: str) -> str:
+    lower = path.lower()
+    return next((suffix for suffix in SLIDE_SUFFIXES if lower.endswith(suffix)), "")
 
 
 def _stem(path: str) -> str:
     name = os.path.basename(path)
-    suffix = next((s for s in SLIDE_SUFFIXES if name.lower().endswith(s)), "")
-    return unicodedata.normalize("NFC", name[: len(name) - len(suffix)])
+    return unicodedata.normalize("NFC", name[: len(name) - len(_suffix(name))])
 
 
 def name_slides(paths: Iterable[str | Path], names: Mapping[str, str] | None = None) -> dict[str, str]:
-    """slide_id to path: the file's stem, NFC; a stem that several folders hold gets its folders before it.
+    """slide_id to path, sorted by path: the file's stem, NFC.
+
+    A stem that several folders hold gets its folders before it. Ids that are still the same all get their suffix
+    (a.svs beside a.tif), and what that does not tell apart (a.svs beside a.SVS) a hash of the path. No order counts:
+    else a file that comes later could take another's id.
 
     Args:
         paths: relative paths.
         names: path to the name to use instead of the stem: that of its folder.
     """
-    given = {str(path): (names or {}).get(str(path)) for path in paths}
+    given = {path: (names or {}).get(path) for path in sorted(map(str, paths))}
+    folders = {path: os.path.dirname(os.path.dirname(path) if name else path) for path, name in given.items()}
     stems = {path: name or _stem(path) for path, name in given.items()}
-    counts = Counter(stems.values())
-    named: dict[str, str] = {}
+    holders: dict[str, set[str]] = defaultdict(set)
     for path, stem in stems.items():
-        slide_id = stem
-        if counts[stem] > 1:
-            folders = [part for part in os.path.dirname(path).split("/") if part not in ("", ".", "..")]
-            slide_id = "__".join([*(folders[:-1] if given[path] else folders), stem])
-        while slide_id in named:  # a.svs beside a.tif: the suffix tells them apart.
-            slide_id = f"{slide_id}__{os.path.splitext(path)[1][1:].lower()}"
-        named[slide_id] = path
-    return named
+        holders[stem].add(folders[path])
+    ids = {path: _join(folders[path], stem) if len(holders[stem]) > 1 else stem for path, stem in stems.items()}
+    ids = _tell_apart(ids, {path: (_suffix(path) or os.path.splitext(path)[1])[1:] for path in ids})
+    marks = {path: hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest() for path in ids}
+    while len(set(ids.values())) < len(ids):  # More than once only where a file is called like another's new id.
+        ids = _tell_apart(ids, marks)
+    return {slide_id: path for path, slide_id in ids.items()}
+
+
+def _join(folder: str, stem: str) -> str:
+    parts = [unicodedata.normalize("NFC", part) for part in folder.split("/") if part not in ("", ".", "..")]
+    return "__".join([*parts, stem])
+
+
+def _tell_apart(ids: dict[str, str], marks: dict[str, str]) -> dict[str, str]:
+    """Path to id; every id that several paths have gets the mark of its path behind it."""
+    counts = Counter(ids.values())
+    return {path: f"{known}__{marks[path]}" if counts[known] > 1 else known for path, known in ids.items()}
 
 
 def _listed(file: Path) -> list[Path]:
-    """Paths named in a CSV (column `path`, or the first) or a text file, relative ones from the file's folder."""
+    """Paths that a list names, relative ones from the list's folder."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+            names = _csv_column(file, stream) if file.suffix.lower() == ".csv" else [line.strip() for line in stream]
     except UnicodeDecodeError:
         raise TilerError(f"{file}: this list is not UTF-8; save it as UTF-8") from None
-    column = rows[0].index("path") if rows and "path" in rows[0] else 0
-    if short := sum(len(row) <= column or not row[column].strip() for row in rows):
-        raise TilerError(f"{file}: {short} of {len(rows)} lines have no path in column {column + 1}")
-    names = [row[column].strip() for row in rows if row[column].strip() != "path"]
-    missing = [name for name in names if not (file.parent / name).exists()]
+    except csv.Error as error:
+        raise TilerError(f"{file}: not readable as CSV ({error})") from None
+    names = [name for name in names if name]
+    missing = []
+    for name in names:
+        try:
+            if not (file.parent / name).exists():
+                missing.append(name)
+        except OSError as error:
+            raise TilerError(f"{file}: {name!r} cannot be looked at: {error.strerror}") from None
     if missing:
         raise TilerError(f"{file}: {len(missing)} of {len(names)} listed slides are not there, first {missing[0]}")
     return [file.parent / name for name in names]
+
+
+def _csv_column(file: Path, stream: Iterable[str]) -> list[str]:
+    """The column `path` of a CSV, or its first."""
+    rows = [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+    header = [cell.strip() for cell in rows[0]] if rows else []
+    column = header.index("path") if "path" in header else 0
+    if short := sum(len(row) <= column or not row[column].strip() for row in rows):
+        raise TilerError(f"{file}: {short} of {len(rows)} lines have no path in column {column + 1}")
+    return [row[column].strip() for row in rows["path" in header :]]

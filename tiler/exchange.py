@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 
 from manifests.catalog import Place, rebuild_catalog, write_paths
+from manifests.checks import check_record
 from manifests.errors import ManifestError, SlidegradError
 from manifests.exchange import (
     EXPORTERS,
@@ -33,11 +34,13 @@ from manifests.exchange import (
     read_outline,
     read_tile_sets,
 )
-from manifests.files import mask_path, tiles_path, write_manifest
+from manifests.files import mask_path, read_manifest, tiles_path, write_manifest
 from manifests.schema import Manifest, SlideRecord
-from manifests.source import open_manifests
+from manifests.source import LocalManifests, ManifestSource, open_manifests
+from manifests.writing import told_as
 from tiler.discover import find_slides
 from tiler.errors import TilerError
+from tiler.outcome import failed_record, hide_paths
 from tiler.scale import read_mpp_csv, resolve_mpp
 from tiler.slide import open_slide
 from tiler.version import VERSION
@@ -73,8 +76,9 @@ class Export:
         todo = [slide_id for slide_id in wanted if status[slide_id] != "failed"]
         _make_folder(self.out)
         notes: Counter[str] = Counter({"failed when they were tiled, left out": len(wanted) - len(todo)})
-        failed, num_tiles = [], 0
-        with EXPORTERS[self.kind](self.out, self.max_tiles) as add:
+        failed, num_tiles = [] if self.slides else _name_unusable(source), 0
+        num_slides = len(todo) + len(failed)
+        with told_as(TilerError, self.out), EXPORTERS[self.kind](self.out, self.max_tiles) as add:
             for slide_id in todo:
                 try:
                     manifest = _complete(source[slide_id])
@@ -85,7 +89,7 @@ class Export:
                 notes.update(add(manifest, outline))
                 num_tiles += len(manifest)
         _tell(failed, +notes)
-        result = {"format": self.kind, "num_slides": len(todo) - len(failed), "num_tiles": num_tiles}
+        result = {"format": self.kind, "num_slides": num_slides - len(failed), "num_tiles": num_tiles}
         return {**result, "failed": len(failed), "notes": dict(+notes), "out": str(self.out)}, 1 if failed else 0
 
     def _outline(self, slide_id: str, notes: Counter[str]) -> Outline:
@@ -100,9 +104,24 @@ class Export:
 def _complete(manifest: Manifest) -> Manifest:
     """The manifest, if it says how its tiles are read; ours do, an empty one of other writers may not."""
     record = manifest.slide
-    if min(record.tile_px, record.read_w, record.read_h) < 1 or min(record.mpp_x, record.tile_mpp) <= 0:
+    for problem in check_record(record):
+        raise ManifestError(problem.text)
+    scales = record.mpp_x, record.mpp_y, record.tile_mpp
+    if min(record.tile_px, record.read_w, record.read_h) < 1 or not all(0 < mpp < float("inf") for mpp in scales):
         raise ManifestError(f"slide {record.slide_id}: its manifest has no read size or no scale; tile it again")
     return manifest
+
+
+def _name_unusable(source: ManifestSource) -> list[str]:
+    """One sentence for each manifest that the catalogue leaves out."""
+    told = []
+    for file in source.unlisted() if isinstance(source, LocalManifests) else ():
+        try:
+            read_manifest(file)
+            told.append(f"{file}: not a manifest of its place; `slidegrad manifest validate` tells more")
+        except ManifestError as error:
+            told.append(str(error))
+    return told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +138,7 @@ class Import:
     slides: Annotated[str, tyro.conf.arg(metavar="ARCHIVE")]
     """The slides: a folder, one slide, a glob, or a CSV/text list of slides."""
     out: Path
-    """The manifests folder; manifests of the same slides are replaced."""
+    """The manifests folder; manifests of the same slides are replaced, unless the import of a slide fails."""
     tile_px: int | None = None
     """Output tile side, px; by default what the files say, else 224."""
     default_mpp: float | None = None
@@ -144,16 +163,17 @@ class Import:
         notes: Counter[str] = Counter()
         failed: list[str] = []
         places: dict[str, Place] = {}
-        try:
-            for done in self._import_all(Archive(found.base, found.slides), mpp):
-                if done.record is not None:
-                    counts["num_tiles"] += done.record.num_tiles
-                    places |= {done.record.slide_id: done.place} if done.place else {}
-                counts[done.record.status if done.record is not None else "failed"] += 1
-                failed += [done.error] if done.error else []
-                notes.update(done.notes)
-        finally:  # Also after Ctrl-C: the catalogue tells what is there.
-            self._record(found.base, places)
+        with told_as(TilerError, self.out):
+            try:
+                for done in self._import_all(Archive(found.base, found.slides), mpp):
+                    if done.record is not None:
+                        counts["num_tiles"] += done.record.num_tiles
+                        places |= {done.record.slide_id: done.place} if done.place else {}
+                    counts[done.record.status if done.record is not None else "failed"] += 1
+                    failed += [done.error] if done.error else []
+                    notes.update(done.notes)
+            finally:  # Also after Ctrl-C: the catalogue tells what is there.
+                self._record(found.base, places)
         _tell(sorted(failed), notes)
         statuses = {status: counts[status] for status in ("ok", "empty", "failed")}
         result = {"format": self.kind, "num_slides": sum(statuses.values()), **statuses}
@@ -187,7 +207,7 @@ class Import:
     ) -> "Done":
         """Writes one slide's manifest. The per-slide boundary: no error of a single slide leaves it but a full disk."""
         path = archive.base / archive.slides[slide_id]
-        notes: list[str] = []
+        place, notes = tiles_path(self.out, slide_id), list[str]()
         try:
             fitted = self._fit(tiles, slide_id, path, mpp)
             manifest, notes = fitted.manifest, _remark(fitted, tiles)
@@ -195,10 +215,12 @@ class Import:
             manifest = _failure(slide_id, path, str(error))
         except Exception as error:  # noqa: BLE001 - the outcome is recorded, the others go on
             manifest = _failure(slide_id, path, f"{type(error).__name__}: {error}")
+        if manifest.slide.status == "failed" and _is_good(place):
+            return Done(error=f"{manifest.slide.error}; the manifest that is there stays")
         # The config has no hash in the record, so that `slidegrad tile` does not take the manifest for its own.
-        write_manifest(tiles_path(self.out, slide_id), manifest, json.dumps({"imported_from": self.kind}))
-        place = _locate(archive, slide_id, manifest.slide.fingerprint)
-        return Done(record=manifest.slide, place=place, error=manifest.slide.error, notes=tuple(notes))
+        write_manifest(place, manifest, json.dumps({"imported_from": self.kind}))
+        located = _locate(archive, slide_id, manifest.slide.fingerprint)
+        return Done(record=manifest.slide, place=located, error=manifest.slide.error, notes=tuple(notes))
 
     def _fit(self, tiles: TileSet, slide_id: str, path: Path, csv_mpp: tuple[float, float] | None) -> Fitted:
         slide = open_slide(path)
@@ -233,7 +255,7 @@ class Import:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """One slide's outcome: its record, unless no slide was found for it; sentences on what was odd in its tiles."""
+    """One slide's outcome: its record, unless none was written for it; sentences on what was odd in its tiles."""
 
     record: SlideRecord | None = None
     place: Place | None = None
@@ -271,12 +293,20 @@ def _locate(archive: Archive, slide_id: str, fingerprint: str) -> Place | None:
     return Place(str(archive.base), relative, state.st_size, state.st_mtime_ns, fingerprint)
 
 
+def _is_good(file: Path) -> bool:
+    """Whether a manifest is there that did not fail: what an import cannot replace it does not take away."""
+    try:
+        return read_manifest(file).slide.status != "failed"
+    except ManifestError:
+        return False
+
+
 def _failure(slide_id: str, path: Path, error: str) -> Manifest:
     """The manifest of a slide that tiles could not be imported for; of the file only the slide id is told."""
-    sentence = " ".join(error.replace(str(path), slide_id).replace(path.name, slide_id).split())
-    sentence = sentence.removeprefix(f"slide {slide_id}: ").removeprefix(f"{slide_id}: ")
+    # First the prefix: where ids begin with folders the file's stem is a part of its id.
+    sentence = hide_paths(error.removeprefix(f"slide {slide_id}: "), slide_id, path)
     none = np.zeros(0, np.int32)
-    record = SlideRecord(slide_id=slide_id, status="failed", error=f"slide {slide_id}: {sentence}", version=VERSION)
+    record = failed_record(slide_id, sentence, mark="", config_hash="")
     return Manifest(record, none, none, none.astype(np.float32))
 
 

@@ -195,4 +195,4 @@ def read_mask(file: Path) -> MaskRecord:
             overview = Overview(np.asarray(group["thumbnail"]), kept["mpp"], kept["px_l0"])
             return MaskRecord(overview, np.asarray(group["areas"]), kept["outline"])
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise TilerError(f"{file.name}: no readable tissue mask ({error}); tile the slide again") from None
+        raise TilerError(f"{file.name}: no readable tissue mask ({error}); tile again with --overwrite") from None

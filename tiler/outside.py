@@ -82,8 +82,8 @@ def read_outside(
     if error > max(_MAX_ASPECT_ERROR, 1 / min(width, height)):
         slide = " x ".join(str(round(side)) for side in covers_l0)
         raise TilerError(
-            f"{file.name}: a picture of {width} x {height} px does not fit the slide of {slide} px (sides differ in "
-            f"ratio by {error:.0%}); give a mask of the whole slide"
+            f"{file.name}: a picture of {width} x {height} px does not fit the slide of about {slide} px (sides differ "
+            f"in ratio by {error:.0%}); give a mask of the whole slide"
         )
     tissue = _select(picture, values, file.name).view(np.uint8) * np.uint8(255)
     is_finer = height >= shape[0] and width >= shape[1]

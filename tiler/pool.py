@@ -9,11 +9,12 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,21 @@ class Limits:
 def share_memory(num_workers: int) -> int:
     """Bytes for each of so many processes: 85 % of what this machine, or this job's control group, has."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError):
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return max(_LEAST_BYTES, int(total * _OF_MEMORY) // num_workers)
+    return max(_LEAST_BYTES, int(min([total, *_group_limits()]) * _OF_MEMORY) // num_workers)
+
+
+def _group_limits() -> Iterator[int]:
+    """Memory limits of this process's control groups, version 1 or 2: any group above may be the one that has it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kind, own = line.split(":", 2)
+            root, name = ("", "memory.max") if not kind else ("memory", "memory.limit_in_bytes")
+            if kind not in ("", "memory"):
+                continue
+            group = Path("/sys/fs/cgroup", root, own.strip("/"))
+            for folder in (group, *group.parents):
+                with contextlib.suppress(OSError, ValueError):
+                    yield int((folder / name).read_text())
 
 
 def run_here(tasks: Iterable[Task], out: Path, config: TilerConfig) -> Iterator[Done]:
@@ -83,6 +96,8 @@ def run_in_processes(
             future: Future[Done] = pool.schedule(run_guarded, args=arguments, timeout=1.25 * limits.time_s + 1)
             return future
 
+        with _no_ctrl_c():  # Processes that start now inherit it; while they import, Ctrl-C is the parent's alone.
+            pool.schedule(os.getpid)
         yield from _collect(submit, tasks, out, config, limits, num_workers * _QUEUED_PER_PROCESS)
         finished = True
     finally:
@@ -91,6 +106,18 @@ def run_in_processes(
         else:  # Ctrl-C or a full disk: what is in hand is let go; files appear whole or not at all.
             pool.stop()
         pool.join()
+
+
+@contextlib.contextmanager
+def _no_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run_on_dask(
@@ -104,6 +131,8 @@ def run_on_dask(
     Raises:
         TilerError: no Dask here, or no scheduler at `address`.
     """
+    if not re.fullmatch(r"(\w+://)?\[?[\w.:-]+\]?:\d+", address):
+        raise TilerError(f"--dask {address}: expected the scheduler's host:port, as 10.0.0.1:8786")
     try:
         from distributed import Client
     except ImportError:
@@ -113,15 +142,17 @@ def run_on_dask(
     except (OSError, ValueError) as error:
         raise TilerError(f"--dask {address}: no scheduler answers there ({type(error).__name__})") from None
     with client:
-        num_threads = sum(client.nthreads().values())
-        if not num_threads:
+        threads = client.nthreads().values()
+        if not threads:
             raise TilerError(f"--dask {address}: the scheduler has no workers; start some and run again")
+        if max(threads) > 1:  # A slide that ends its process would take its neighbours along.
+            raise TilerError(f"--dask {address}: its workers have several threads; start them with --nthreads 1")
         executor: Executor = client.get_executor(pure=False)
 
         def submit(task: Task) -> Future[Done]:
             return executor.submit(run_guarded, work, task, out, config, limits)
 
-        yield from _collect(submit, tasks, out, config, limits, num_threads * _QUEUED_PER_PROCESS, attempts=1)
+        yield from _collect(submit, tasks, out, config, limits, len(threads) * _QUEUED_PER_PROCESS, attempts=1)
 
 
 def _collect(
@@ -144,11 +175,18 @@ def _collect(
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
             task, attempt = running.pop(future)
-            error = future.exception()
+            try:
+                error = future.exception()
+            except CancelledError:
+                raise TilerError("--dask: the scheduler is gone; start it again and run the same command") from None
             if error is None:
                 yield future.result()
-            elif isinstance(error, OSError) and error.errno is not None and not isinstance(error, TimeoutError):
-                raise error  # A disk that is full is full for all slides.
+            elif not (isinstance(error, ProcessExpired | TimeoutError) or type(error).__name__ == "KilledWorker"):
+                # Not the slide's fault: a full disk is full for all, a worker without Slidegrad reads none.
+                if isinstance(error, OSError):
+                    raise error
+                about = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise TilerError(f"a worker cannot work ({about}); is this version of Slidegrad installed there?")
             elif attempt < attempts:
                 running[submit(task)] = task, attempt + 1
             else:

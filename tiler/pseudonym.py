@@ -1,6 +1,7 @@
 """Slide ids that tell nothing: a keyed hash in the place of the file name, everywhere but in `paths/`."""
 
 import hashlib
+import re
 from pathlib import Path
 
 from tiler.errors import TilerError
@@ -20,14 +21,18 @@ def read_key(file: Path) -> bytes:
     try:
         key = file.read_bytes().strip()
     except OSError as error:
-        raise TilerError(
-            f"--pseudonymize {file}: {error.strerror}; make one with `openssl rand -hex 16 > KEYFILE` and keep it safe"
-        ) from None
+        hint = "; make one with `openssl rand -hex 16 > KEYFILE` and keep it safe" if not file.exists() else ""
+        raise TilerError(f"--pseudonymize {file}: {error.strerror}{hint}") from None
     if not _LEAST_BYTES <= len(key) <= _MOST_BYTES:
         raise TilerError(
             f"--pseudonymize {file}: the key has {len(key)} bytes, expected {_LEAST_BYTES} to {_MOST_BYTES}"
         )
     return key
+
+
+def is_pseudonym(slide_id: str) -> bool:
+    """The slide id looks like one of these."""
+    return re.fullmatch(rf"p[0-9a-f]{{{2 * _DIGEST_BYTES}}}", slide_id) is not None
 
 
 def pseudonym(key: bytes, slide_id: str) -> str:

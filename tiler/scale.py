@@ -1,6 +1,7 @@
 """A slide's true scale: microns per level-0 px, and where the number came from. Never snapped to 20x or 40x."""
 
 import csv
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,8 +114,10 @@ def _sane(stated: Stated, tried: list[str]) -> tuple[float, float] | None:
 def read_mpp_csv(path: Path) -> dict[str, tuple[float, float]]:
     """slide_id to mpp (x, y) from a CSV with the columns slide_id, mpp or slide_id, mpp_x, mpp_y.
 
+    Ids are taken without white space around them and in NFC, as slide ids are.
+
     Raises:
-        TilerError: no such file, missing columns, a slide named twice, or an absurd value.
+        TilerError: no such file, missing columns, a row without an id, a slide named twice, or an absurd value.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -132,8 +135,11 @@ def read_mpp_csv(path: Path) -> dict[str, tuple[float, float]]:
             f"--mpp-csv {path}: expected the columns slide_id, mpp (or slide_id, mpp_x, mpp_y) and at least one row"
         )
     out: dict[str, tuple[float, float]] = {}
-    for row in rows:
-        slide_id, (x, y) = row["slide_id"], (row[column] or "" for column in columns)
+    for number, row in enumerate(rows, 1):
+        slide_id = unicodedata.normalize("NFC", (row["slide_id"] or "").strip())
+        if not slide_id:
+            raise TilerError(f"--mpp-csv {path}: row {number} has no slide_id")
+        x, y = (row[column] or "" for column in columns)
         good = _sane(Stated("mpp", (x, y)), [])
         if good is None:
             value = x if columns[0] == columns[1] else f"{x}, {y}"

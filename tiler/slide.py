@@ -1,6 +1,7 @@
 """Opening a slide: which reader is the right one, chosen per file, and one face for all of them."""
 
 import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,9 @@ from tiler.tiff import TiffFacts, read_tiff, refuse_other_images
 __all__ = ["Slide", "fingerprint", "open_slide"]
 
 _NO_VENDOR = ("", "generic-tiff")
-_READ_ERRORS = (RuntimeError, ValueError, TypeError, OSError, openslide.OpenSlideError, MemoryError)
+_DAMAGE = (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, struct.error)
+"""What readers written in Python raise at numbers that make no sense: a table too short, a width of 0."""
+_READ_ERRORS = (*_DAMAGE, RuntimeError, OSError, openslide.OpenSlideError, MemoryError)
 
 
 class Slide:
@@ -119,6 +122,8 @@ def open_slide(path: str | Path, backend: Backend = "auto") -> Slide:
         pixels, why = _choose(path, vendor, tiff, known, trouble, backend)
     except TilerError as error:
         raise TilerError(f"{path.name}: {error}") from None
+    except _DAMAGE as error:
+        raise TilerError(f"{path.name}: damaged directories ({type(error).__name__}: {error})") from None
     scale = _read_scale(pixels, vendor, tiff, known)
     if tiff is not None and tiff.ome is not None and vendor in _NO_VENDOR:
         vendor = "ome-tiff"
@@ -141,7 +146,7 @@ def _try_openslide(path: Path) -> tuple[OpenslidePixels | None, str]:
     try:
         return OpenslidePixels(path), ""
     except openslide.OpenSlideError as error:
-        return None, str(error)
+        return None, str(error).replace(str(path), path.name)
 
 
 def _choose(
@@ -175,10 +180,10 @@ def _open_tifffile(path: Path, tiff: TiffFacts | None) -> TifffilePixels:
     if tiff is None:
         raise TilerError("not a TIFF, or damaged directories, and tifffile reads TIFF alone; give --backend auto")
     if not tiff.is_whole:
-        raise TilerError("cut file, its last directory points past its end; restore it from its source")
+        raise TilerError("damaged directories (cut file, or they go round in a circle); restore it from its source")
     try:
         return TifffilePixels(path, tiff)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
+    except (*_DAMAGE, OSError, RuntimeError, MemoryError) as error:
         raise TilerError(f"not a slide that can be opened ({type(error).__name__}: {error})") from None
 
 

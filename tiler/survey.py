@@ -2,13 +2,16 @@
 
 A slide is settled if its manifest did not fail, was made with these settings, and from this very file. The file is the
 same if it looks as it did (size, time of change) when its fingerprint was computed; else the fingerprint is computed
-anew, and decides. So a second run over an archive lists folders and asks for file states, and opens no slide.
+anew, and decides. So a second run over an archive lists folders and asks for file states, and opens no slide but those
+of several files, whose state is not that of one.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +22,7 @@ from tiler.build import Task, settings_hash
 from tiler.config import TilerConfig
 from tiler.slide import fingerprint
 
+_OF_SEVERAL_FILES = (".mrxs", ".vms", ".vmu", ".dcm", ".zarr")
 _BATCH = 1_024
 _THREADS = 16
 """File states asked for, and fingerprints computed, at a time: on network file systems the wait is latency."""
@@ -32,6 +36,8 @@ class Survey:
     places: dict[str, Place]
     num_changed: int
     """Slides to tile whose manifest was made from another state of the file."""
+    num_other_settings: int
+    """Slides to tile whose manifest is good, but was made with other settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +64,10 @@ def survey(wanted: Wanted, catalog: pa.Table, known: Mapping[str, Place]) -> Sur
     """
     ids = sorted(wanted.slides)
     files = [f"{wanted.base}/{wanted.slides[slide_id]}" for slide_id in ids]
-    settled_by_settings = set() if wanted.overwrite else _match_settings(wanted, catalog)
     marks = dict(zip(catalog.column("slide_id").to_pylist(), catalog.column("fingerprint").to_pylist(), strict=True))
     with ThreadPoolExecutor(_THREADS) as pool:
+        made_with = dict(zip(wanted.masks, pool.map(partial(_hash, wanted.config), wanted.masks.values()), strict=True))
+        settled_by_settings = set() if wanted.overwrite else _match_settings(wanted, catalog, made_with)
         batches = [files[start : start + _BATCH] for start in range(0, len(files), _BATCH)]
         states = [state for batch in pool.map(_states, batches) for state in batch]
         base = str(wanted.base)
@@ -83,6 +90,11 @@ def survey(wanted: Wanted, catalog: pa.Table, known: Mapping[str, Place]) -> Sur
         for slide_id, mark in zip(unsure, pool.map(_fingerprint, (places[s].file for s in unsure)), strict=True):
             if mark == marks[slide_id]:
                 settled.add(slide_id)
+    is_good = pc.and_(
+        pc.not_equal(catalog.column("status"), "failed"),
+        pc.is_in(catalog.column("slide_id"), pa.array(ids, pa.string())),
+    )
+    num_good = 0 if wanted.overwrite else pc.sum(is_good).as_py() or 0
     todo = [
         Task(
             slide_id=slide_id,
@@ -94,11 +106,22 @@ def survey(wanted: Wanted, catalog: pa.Table, known: Mapping[str, Place]) -> Sur
         if slide_id not in settled
     ]
     sure = {s: place._replace(fingerprint=marks[s]) if s in settled else place for s, place in places.items()}
-    return Survey(todo=todo, places=sure, num_changed=sum(slide_id not in settled for slide_id in unsure))
+    return Survey(
+        todo=todo,
+        places=sure,
+        num_changed=sum(slide_id not in settled for slide_id in unsure),
+        num_other_settings=num_good - len(settled_by_settings),
+    )
 
 
-def _match_settings(wanted: Wanted, catalog: pa.Table) -> set[str]:
-    """Slides whose manifest did not fail and was made with these settings, the user's own mpp and mask included."""
+def _match_settings(wanted: Wanted, catalog: pa.Table, with_masks: Mapping[str, str]) -> set[str]:
+    """Slides whose manifest did not fail and was made with these settings, the user's own mpp and mask included.
+
+    Args:
+        wanted: slides and settings.
+        catalog: the manifests that are there.
+        with_masks: slide_id to the hash of its settings, for slides with a mask.
+    """
     names = ("slide_id", "status", "config_hash", "mpp_source", "mpp_x", "mpp_y")
     default = wanted.config.default_mpp, wanted.config.default_mpp
     plain = wanted.config.hash
@@ -106,8 +129,7 @@ def _match_settings(wanted: Wanted, catalog: pa.Table) -> set[str]:
     for slide_id, status, made_with, source, *mpp in zip(*(catalog.column(n).to_pylist() for n in names), strict=True):
         if status == "failed" or slide_id not in wanted.slides:
             continue
-        mask = wanted.masks.get(slide_id)
-        if made_with != (plain if mask is None else _hash(wanted.config, mask)):
+        if made_with != with_masks.get(slide_id, plain):
             continue
         if source in ("csv", "default") and tuple(mpp) != wanted.mpp.get(slide_id, default):
             continue  # The user's table is not in the config's hash.
@@ -123,15 +145,15 @@ def _hash(config: TilerConfig, mask: Path) -> str:
 
 
 def _states(files: list[str]) -> list[tuple[int, int]]:
-    """(size, mtime_ns) of each, or (-1, -1) where there is no such file."""
+    """(size, mtime_ns) of each, or (-1, -1) where there is no such file, or more than one."""
     found = []
     for file in files:
-        try:
-            state = os.stat(file)
-        except OSError:
-            found.append((-1, -1))
-        else:
-            found.append((state.st_size, state.st_mtime_ns))
+        state = (-1, -1)
+        if not file.lower().endswith(_OF_SEVERAL_FILES):
+            with contextlib.suppress(OSError):
+                stat = os.stat(file)
+                state = stat.st_size, stat.st_mtime_ns
+        found.append(state)
     return found
 
 

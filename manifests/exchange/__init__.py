@@ -4,6 +4,7 @@ Each format is one module with an exporter and a reader, and says in its docstri
 here: an import compares a file with its slide, and the slide is opened by the tiler (tiler/exchange.py).
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -79,7 +80,7 @@ def read_tile_sets(kind: Format, files: list[Path], tile_px: int | None) -> Iter
 def _look_up(given: list[Path], patterns: tuple[str, ...]) -> list[Path]:
     files: list[Path] = []
     for path in given:
-        if path.is_dir():
+        if os.path.isdir(path):  # Unlike pathlib's, it stands a folder that may not be looked into.
             found = next((hits for pattern in patterns if (hits := sorted(path.rglob(pattern)))), [])
             if not found:
                 raise ManifestError(f"{path}: no files here (looked for {' and '.join(patterns)})")

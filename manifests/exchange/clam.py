@@ -86,8 +86,8 @@ def read_clam(file: Path) -> TileSet:
             f"{file.name}: coords has no attributes patch_size and patch_level; "
             "give CLAM's patches/*.h5, not its features (TRIDENT's files: import trident)"
         )
-    level = int(np.ravel(content.attributes["patch_level"])[0])
-    dim = np.ravel(content.attributes.get("level_dim", ()))
+    level = next(iter(content.whole("patch_level", file)), 0)
+    dim = content.whole("level_dim", file) if "level_dim" in content.attributes else ()
     return TileSet(
         names=content.names(file),
         x_l0=content.coords[:, 0],
@@ -96,5 +96,5 @@ def read_clam(file: Path) -> TileSet:
         tile_px=round(patch_px / (content.number("custom_downsample") or 1)),
         level=level,
         read_size=(round(patch_px), round(patch_px)),
-        level_sizes={level: (int(dim[0]), int(dim[1]))} if dim.size == 2 else {},
+        level_sizes={level: (dim[0], dim[1])} if len(dim) == 2 else {},
     )

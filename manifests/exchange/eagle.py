@@ -22,8 +22,8 @@ import pyarrow.csv as pc
 
 from manifests.errors import ManifestError
 from manifests.exchange.plain import only_value
-from manifests.exchange.tables import csv_columns, csv_line, read_groups
-from manifests.exchange.tiles import Add, Outline, ReadPlan, TileSet, whole_numbers
+from manifests.exchange.tables import csv_columns, csv_line, read_groups, readable
+from manifests.exchange.tiles import MAX_PX, Add, Outline, ReadPlan, TileSet, whole_numbers
 from manifests.files import atomic_path
 from manifests.schema import Manifest
 
@@ -103,7 +103,10 @@ def _tile_set(slide_id: str, rows: pa.Table, plan: ReadPlan | None, tile_px: int
     where = f"slide {slide_id}"
     x_l0, y_l0 = (whole_numbers(rows.column(name).to_numpy(), where) for name in ("x", "y"))
     level = int(only_value(rows, "level", where))
-    read_px = round(tile_px * only_value(rows, "mult", where))
+    mult = only_value(rows, "mult", where)
+    if not 0 < tile_px * mult < MAX_PX:
+        raise ManifestError(f"{where}: mult {mult:g} in tile_data.csv, expected the size read per {tile_px} px")
+    read_px = round(tile_px * mult)
     if plan is None:
         return TileSet(
             names=(slide_id,), x_l0=x_l0, y_l0=y_l0, tile_px=tile_px, level=level, read_size=(read_px, read_px)
@@ -119,7 +122,8 @@ def _read_slides(file: Path) -> dict[str, ReadPlan | None]:
     if "slide" not in csv_columns(file):
         raise ManifestError(f"{file.name}: no column slide")
     options = pc.ConvertOptions(column_types={"slide": pa.string()})
-    table = pc.read_csv(file, parse_options=pc.ParseOptions(newlines_in_values=True), convert_options=options)
+    with readable(file):
+        table = pc.read_csv(file, parse_options=pc.ParseOptions(newlines_in_values=True), convert_options=options)
     if not set(_PLAN_COLUMNS) <= set(table.column_names):
         return dict.fromkeys(table.column("slide").to_pylist())
     rows: list[dict[str, Any]] = table.select(["slide", *_PLAN_COLUMNS]).to_pylist()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from manifests.errors import ManifestError
-from manifests.exchange.tiles import TileSet
+from manifests.exchange.tiles import MAX_PX, TileSet
 from manifests.geometry import MPP_TOLERANCE, hilbert_order
 from manifests.schema import Manifest, SlideRecord
 
@@ -56,6 +56,8 @@ def fit_tiles(tiles: TileSet, record: SlideRecord, levels: tuple[LevelSize, ...]
     _compare_levels(tiles, levels, where)
     px = tile_px or tiles.tile_px or DEFAULT_TILE_PX
     level, (read_w, read_h) = _settle_read(tiles, levels, px, where)
+    if max(px, read_w, read_h) >= MAX_PX:
+        raise ManifestError(f"{where}: tiles of {px} px, read as {read_w}x{read_h} px; expected less than 2^31")
     extent_l0 = read_w * levels[level].downsample, read_h * levels[level].downsample
     if min(read_w, read_h) < px * (1 - MPP_TOLERANCE) - 1:
         raise ManifestError(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.errors import ManifestError
-from manifests.exchange.tiles import Add, Outline, ReadPlan, TileSet, file_stem
+from manifests.exchange.tiles import Add, Outline, ReadPlan, TileSet, file_stem, whole_numbers
 from manifests.files import disk_name, write_text
 from manifests.schema import Manifest
 
@@ -78,7 +78,7 @@ def read_geojson(file: Path) -> TileSet:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ManifestError(f"{file.name}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(f"{file.name}: not readable as GeoJSON ({type(error).__name__})") from None
     ours = content.get("slidegrad") if isinstance(content, dict) else None
     features = _list_features(content)
@@ -91,10 +91,10 @@ def read_geojson(file: Path) -> TileSet:
         raise ManifestError(
             f"{file.name}: no tiles in it, {len(features)} contours; give contours to `slidegrad tile --masks`"
         )
-    x_l0, y_l0 = np.round(corners[:, :2].T).astype(np.int64)
+    x_l0, y_l0 = whole_numbers(np.round(corners[:, :2].T), file.name)
     names = (file.stem, file.stem.removesuffix(".ome"))
     if isinstance(ours, dict):
-        plan, tissue = ReadPlan.parse(ours, file.name), np.array([_tissue(feature) for feature in tiles], np.float32)
+        plan, tissue = ReadPlan.parse(ours, file.name), np.array([_tissue(f, file) for f in tiles], np.float32)
         total = ours.get("num_tiles")
         left_out = max(0, total - len(tiles)) if isinstance(total, int) else 0
         return TileSet.planned(plan, x_l0, y_l0, tissue, names, left_out)
@@ -115,24 +115,32 @@ def _list_features(content: Any) -> list[dict[str, Any]]:
 
 
 def _property(feature: dict[str, Any], name: str) -> Any:
-    return (feature.get("properties") or {}).get(name)
+    properties = feature.get("properties")
+    return properties.get(name) if isinstance(properties, dict) else None
 
 
-def _tissue(feature: dict[str, Any]) -> float:
+def _tissue(feature: dict[str, Any], file: Path) -> float:
     measured = _property(feature, "measurements")
-    return float(measured.get("tissue", 1.0)) if isinstance(measured, dict) else 1.0
+    share = measured.get("tissue", 1.0) if isinstance(measured, dict) else 1.0
+    if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise ManifestError(f"{file.name}: a tile's tissue is {str(share)[:40]!r}, expected a share, 0 to 1")
+    return float(share)
 
 
 def _box(feature: dict[str, Any]) -> tuple[float, float, float, float] | None:
     """(left, top, right, bottom) of an upright rectangle without holes; None for any other shape, and for tissue."""
-    shape = feature.get("geometry") or {}
+    shape = feature.get("geometry")
     named = _property(feature, "classification")
-    if shape.get("type") != "Polygon" or (isinstance(named, dict) and named.get("name") == "Tissue"):
+    if not isinstance(shape, dict) or shape.get("type") != "Polygon":
         return None
-    rings = shape.get("coordinates") or []
+    if isinstance(named, dict) and named.get("name") == "Tissue":
+        return None
+    rings = shape.get("coordinates")
+    if not isinstance(rings, list):
+        return None
     try:
         points = {(float(point[0]), float(point[1])) for point in rings[0]}
-    except (IndexError, TypeError, ValueError):
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError):
         return None
     xs, ys = ({point[axis] for point in points} for axis in (0, 1))
     if len(rings) != 1 or len(points) != 4 or len(xs) != 2 or len(ys) != 2:

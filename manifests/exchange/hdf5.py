@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.errors import ManifestError
-from manifests.exchange.tiles import ReadPlan, TileSet, whole_numbers
+from manifests.exchange.tiles import MAX_PX, ReadPlan, TileSet, whole_numbers
 from manifests.files import atomic_path
 from manifests.schema import Manifest
 
 _PLAN = "slidegrad"
 """Attribute of `coords` with the read plan as JSON. Both tools pass over attributes they do not know."""
 _CHUNK_ROWS = 4096
+_LEAST = 1e-6
+"""No size, scale or magnification is smaller."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,27 @@ class CoordsFile:
     tissue: NDArray[np.float32] | None
 
     def number(self, name: str) -> float | None:
-        """An attribute as a positive number; None where there is none (TRIDENT writes the word None)."""
+        """An attribute as a positive number below 2^31; None where there is none (TRIDENT writes the word None)."""
         try:
             value = float(np.ravel(self.attributes[name])[0])
         except (KeyError, IndexError, TypeError, ValueError):
             return None
-        return value if 0 < value < float("inf") else None
+        return value if _LEAST < value < MAX_PX else None
+
+    def whole(self, name: str, file: Path) -> tuple[int, ...]:
+        """An attribute as whole numbers.
+
+        Raises:
+            ManifestError: it holds something else.
+        """
+        values = np.ravel(self.attributes[name])
+        try:
+            numbers = values.astype(np.float64)
+        except (TypeError, ValueError):
+            numbers = np.full(1, np.nan)
+        if not (np.isfinite(numbers) & (numbers == np.round(numbers)) & (np.abs(numbers) < MAX_PX)).all():
+            raise ManifestError(f"{file.name}: {name} is {str(values.tolist())[:80]}, expected whole numbers")
+        return tuple(numbers.astype(np.int64).tolist())
 
     def names(self, file: Path) -> tuple[str, ...]:
         """What the file calls its slide."""
@@ -78,14 +95,14 @@ def read_coords(file: Path) -> CoordsFile:
     """
     try:
         with h5py.File(file, "r") as store:
-            if "coords" not in store:
+            if not isinstance(store.get("coords"), h5py.Dataset):
                 raise ManifestError(f"{file.name}: no dataset coords in it, only {sorted(store)}")
             attributes = dict(store["coords"].attrs)
             coords = np.asarray(store["coords"])
             tissue = np.asarray(store["tissue"], np.float32) if _PLAN in attributes and "tissue" in store else None
     except FileNotFoundError:
         raise ManifestError(f"{file.name}: no such file") from None
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ManifestError(f"{file.name}: not a readable HDF5 file ({type(error).__name__})") from None
     if coords.size == 0:
         coords = coords.reshape(0, 2)

@@ -2,10 +2,17 @@
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 from manifests.errors import ManifestError
 from manifests.exchange.tiles import Outline
+
+_UNREADABLE = (
+    *(OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError),
+    *(LookupError, AttributeError, TypeError, ValueError),
+)
+"""What Python says of a damaged zip, and of JSON of another shape."""
 
 
 def read_outline(mask: Path) -> Outline | None:
@@ -20,9 +27,11 @@ def read_outline(mask: Path) -> Outline | None:
     try:
         with zipfile.ZipFile(mask) as store:
             outline: Outline = json.loads(store.read("zarr.json"))["attributes"].get("outline", [])
+            if not all(isinstance(ring, list) for polygon in outline for ring in polygon):
+                raise ValueError("the outline holds no rings")
     except FileNotFoundError:
         return None
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ManifestError(
             f"{mask.name}: not a readable mask ({type(error).__name__}); tile the slide again"
         ) from None

@@ -30,7 +30,7 @@ def csv_columns(file: Path) -> list[str]:
     Raises:
         ManifestError: no such file, or no CSV.
     """
-    with _readable(file), pc.open_csv(file, parse_options=_PARSE) as reader:
+    with readable(file), pc.open_csv(file, parse_options=_PARSE) as reader:
         return list(reader.schema.names)
 
 
@@ -72,12 +72,13 @@ def _split(batch: pa.RecordBatch, key: str) -> Iterator[tuple[str, pa.RecordBatc
 
 def _batches(file: Path, columns: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
     convert = pc.ConvertOptions(column_types=dict(columns), include_columns=list(columns))
-    with _readable(file), pc.open_csv(file, parse_options=_PARSE, convert_options=convert) as reader:
+    with readable(file), pc.open_csv(file, parse_options=_PARSE, convert_options=convert) as reader:
         yield from reader
 
 
 @contextlib.contextmanager
-def _readable(file: Path) -> Iterator[None]:
+def readable(file: Path) -> Iterator[None]:
+    """Turns what goes wrong with a CSV into a ManifestError that names it."""
     try:
         yield
     except FileNotFoundError:

@@ -20,6 +20,8 @@ from manifests.schema import Manifest, SlideRecord
 Format = Literal["clam", "trident", "geojson", "eagle", "csv"]
 Outline = list[list[list[list[float]]]]
 """Tissue polygons, each a list of rings (outer first, then holes) of [x, y] in level-0 px: GeoJSON's MultiPolygon."""
+MAX_PX = 2**31
+"""Manifests hold 32-bit numbers."""
 Add = Callable[[Manifest, Outline], list[str]]
 """Writes one slide; returns sentences on what of it the format cannot say."""
 
@@ -59,7 +61,7 @@ class ReadPlan:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ManifestError(f"{where}: Slidegrad's part of it is damaged ({error}); export it again") from None
         sizes = plan.width_l0, plan.height_l0, plan.tile_px, plan.read_w, plan.read_h
-        if min(sizes) < 1 or not 0 < plan.tile_mpp < float("inf"):
+        if min(sizes) < 1 or max(sizes) >= MAX_PX or not 0 < plan.tile_mpp < float("inf"):
             raise ManifestError(f"{where}: Slidegrad's part of it is damaged ({plan.to_json()}); export it again")
         return plan
 
@@ -123,12 +125,14 @@ def whole_numbers(values: NDArray[Any], where: str) -> NDArray[np.int64]:
     """Coordinates as int64.
 
     Raises:
-        ManifestError: some are no whole px.
+        ManifestError: some are no whole px, or no numbers at all.
     """
+    if values.dtype.kind not in "iuf":
+        raise ManifestError(f"{where}: coordinates are no numbers ({values.dtype}); expected whole level-0 px")
     numbers = np.asarray(values, np.float64)
     if not np.isfinite(numbers).all() or (numbers != np.round(numbers)).any():
         raise ManifestError(f"{where}: some coordinates are no whole level-0 px")
-    if np.abs(numbers).max(initial=0) >= 2**31:
+    if np.abs(numbers).max(initial=0) >= MAX_PX:
         raise ManifestError(f"{where}: coordinates of 2^31 px and more")
     return numbers.astype(np.int64)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 import manifests.catalog as catalog_module
 from manifests import Manifest, ManifestError, SlideRecord, open_manifests, write_manifest
-from manifests.catalog import Place, read_catalog, read_paths, read_places, rebuild_catalog, write_paths
+from manifests.catalog import Place, read_catalog, read_paths, read_places, rebuild_catalog, scan_catalog, write_paths
 from manifests.files import tiles_path
 from manifests.schema import CATALOG_SCHEMA
 
@@ -103,12 +104,34 @@ def test_writers_at_the_same_time_leave_one_whole_catalogue(root: Path) -> None:
 
 
 def test_leftovers_of_killed_writers_go_after_a_day(root: Path) -> None:
+    (root / "masks" / "ab").mkdir(parents=True)
     old, new = (tiles_path(root, "b").with_name(f".{name}.parquet.tmp") for name in ("old", "new"))
-    for file, age_s in ((old, 90_000), (new, 3_600)):
+    mask = root / "masks" / "ab" / ".x.zarr.zip.tmp"
+    for file, age_s in ((old, 90_000), (new, 3_600), (mask, 90_000)):
         file.write_bytes(b"half")
         os.utime(file, (time.time() - age_s, time.time() - age_s))
+    scan_catalog(root)
+    assert old.exists()  # A scan writes nothing.
     rebuild_catalog(root)
-    assert (old.exists(), new.exists()) == (False, True)
+    assert (old.exists(), new.exists(), mask.exists()) == (False, True, False)
+
+
+def test_manifests_that_only_look_new_are_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rebuild_catalog(root)
+    _age(root, -3_600)  # As after a copy, or chmod -R: every manifest changed after the listing.
+    seen = _count_reads(monkeypatch)
+    rebuild_catalog(root)
+    assert len(seen) == 3
+    _age(root, 120)
+    rebuild_catalog(root)
+    assert len(seen) == 3
+
+
+def test_a_file_that_is_not_at_its_place_or_holds_nonsense_costs_itself_alone(root: Path) -> None:
+    shutil.copy(tiles_path(root, "b"), tiles_path(root, "b").with_name("b (copy).parquet"))
+    _write(root, SlideRecord(slide_id="odd", status="empty", mpp_x="0.5"))  # type: ignore[arg-type]
+    for _ in range(2):
+        assert rebuild_catalog(root).column("slide_id").to_pylist() == ["a ä", "b", "c"]
 
 
 def test_an_older_path_list_is_read_too(tmp_path: Path) -> None:

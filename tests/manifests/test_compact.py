@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from manifests import Manifest, ManifestError, SlideRecord, open_manifests, write_manifest
 from manifests.catalog import rebuild_catalog
-from manifests.compact import compact
+from manifests.compact import LEFTOVER_S, compact
 from manifests.files import tiles_path
 from manifests.sets import SET_KEY
 from manifests.source import is_set, open_stored
@@ -41,6 +43,12 @@ def _content(folder: Path) -> dict[str, str]:
     """Every file, hidden ones too, with the digest of its bytes."""
     files = [file for file in folder.rglob("*") if file.is_file()]
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def _age(folder: Path) -> None:
+    """Makes all shards of a set so old that nobody is at work on them."""
+    for shard in (folder / "shards").iterdir():
+        os.utime(shard, (time.time() - LEFTOVER_S - 60,) * 2)
 
 
 def _assert_same(one: Path, other: Path) -> None:
@@ -109,6 +117,7 @@ def test_progress_tells_every_slide(tree: Path, tmp_path: Path) -> None:
 def test_a_second_run_replaces_the_set_and_its_shards(tree: Path, tmp_path: Path) -> None:
     compact(open_stored(tree), tmp_path / "set")
     before = _content(tmp_path / "set")
+    _age(tmp_path / "set")
     _write(tree, 1, shift=5)
     _write(tree, 99)
     compact(open_stored(tree), tmp_path / "set")
@@ -120,8 +129,11 @@ def test_a_second_run_replaces_the_set_and_its_shards(tree: Path, tmp_path: Path
 
 def test_a_reader_of_the_old_set_never_gets_tiles_of_the_new(tree: Path, tmp_path: Path) -> None:
     compact(open_stored(tree), tmp_path / "set")
-    reader = open_manifests(tmp_path / "set")
+    reader, old = open_manifests(tmp_path / "set"), open_manifests(tree)["slide_01_ä"].to_table()
     _write(tree, 1, shift=5)
+    compact(open_stored(tree), tmp_path / "set")
+    assert reader["slide_01_ä"].to_table().equals(old)  # For a day.
+    _age(tmp_path / "set")
     compact(open_stored(tree), tmp_path / "set")
     with pytest.raises(ManifestError, match=r"shards/\w+\.parquet is missing; copy the whole set again"):
         reader["slide_01_ä"]
@@ -167,23 +179,83 @@ def test_ctrl_c_between_shards_and_catalogue_leaves_the_old_set(
     monkeypatch.setattr(Path, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         compact(open_stored(tree), tmp_path / "set")
-    assert _content(tmp_path / "set") == before
+    after = _content(tmp_path / "set")
+    assert {name: after[name] for name in before} == before
+    assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"shards"}  # Old enough, they go.
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_second_run_at_the_same_time_takes_no_shard_of_the_first(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    out = tmp_path / "set"
+    compact(open_stored(tree), out)
+    _write(tree, 1, shift=5)
+    rename, is_first = Path.replace, True
+
+    def replace(self: Path, target: Path) -> Path:
+        """Just before the first run names its catalogue another one comes and goes; it goes on, or is stopped."""
+        nonlocal is_first
+        if target == out / "catalog.parquet" and is_first:
+            is_first = False
+            if not stops:
+                _write(tree, 1, shift=7)
+            compact(open_stored(tree), out)
+            if stops:
+                raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    if stops:
+        with pytest.raises(KeyboardInterrupt):
+            compact(open_stored(tree), out)
+    else:
+        compact(open_stored(tree), out)
+    source = open_manifests(out)
+    assert [len(source[slide_id]) for slide_id in source] == source.catalog()["num_tiles"].to_pylist()
+
+
+def test_old_shards_that_a_later_catalogue_names_stay(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename = tmp_path / "set", Path.replace
+    compact(open_stored(tree), out)
+    theirs = {name: (out / name).read_bytes() for name in _content(out)}
+
+    def replace(self: Path, target: Path) -> Path:
+        """Another run's catalogue comes right after ours, and its shards are old by a clock that is wrong."""
+        rename(self, target)
+        if target == out / "catalog.parquet":
+            for name, data in theirs.items():
+                (out / name).write_bytes(data)
+            _age(out)
+        return target
+
+    _write(tree, 1, shift=5)
+    monkeypatch.setattr(Path, "replace", replace)
+    compact(open_stored(tree), out)
+    source = open_manifests(out)
+    assert len([source[slide_id] for slide_id in source]) == NUM_SLIDES
 
 
 def test_what_a_killed_run_left_is_built_over(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "set" / "shards").mkdir(parents=True)
-    (tmp_path / "set" / "shards" / "00.parquet").write_bytes(b"PAR1")
+    for name in ("00", "01"):
+        (tmp_path / "set" / "shards" / f"{name}.parquet").write_bytes(b"PAR1")
+    os.utime(tmp_path / "set" / "shards" / "00.parquet", (time.time() - LEFTOVER_S - 60,) * 2)
     (tmp_path / "set" / ".compact.00.tmp").mkdir()
     compact(open_stored(tree), tmp_path / "set")
     _assert_same(tree, tmp_path / "set")
     assert not (tmp_path / "set" / "shards" / "00.parquet").exists()
+    assert (tmp_path / "set" / "shards" / "01.parquet").exists()
     assert (tmp_path / "set" / ".compact.00.tmp").exists()  # Young: it may be another run, at work.
 
 
 def test_nothing_but_a_set_is_written_over(tree: Path, tmp_path: Path) -> None:
+    source = open_stored(tree)
     before = _content(tree)
     with pytest.raises(ManifestError, match="holds something other than a set; give a new folder"):
-        compact(open_stored(tree), tree)
+        compact(source, tree)
     assert _content(tree) == before
     (tmp_path / "file").write_text("x")
     with pytest.raises(ManifestError, match="a file; give a folder for the set"):
@@ -195,15 +267,23 @@ def test_slides_that_the_catalogue_does_not_know_yet_are_not_left_out(tree: Path
     assert compact(open_stored(tree), tmp_path / "set").num_slides == NUM_SLIDES + 1
 
 
+def test_one_manifest_gone_and_one_new_are_seen(tree: Path, tmp_path: Path) -> None:
+    source = open_stored(tree)
+    tiles_path(tree, "slide_02_ä").unlink()
+    _write(tree, 50)
+    assert compact(source, tmp_path / "set").num_slides == NUM_SLIDES
+    assert {"slide_50_ä"} == set(open_manifests(tmp_path / "set")) - {f"slide_{n:02d}_ä" for n in range(NUM_SLIDES)}
+
+
 def test_a_manifest_that_cannot_be_read_stops_it(tree: Path, tmp_path: Path) -> None:
     torn = tiles_path(tree, "slide_05_ä")
     torn.write_bytes(torn.read_bytes()[:-9])
-    with pytest.raises(ManifestError, match=r"slide_05.*\.parquet: not a readable"):
-        compact(open_stored(tree), tmp_path / "set")
-    rebuild_catalog(tree)
-    (tree / "catalog.parquet").unlink()
-    with pytest.raises(ManifestError, match="lists 10 slides, tiles/ holds 11 manifests; `slidegrad manifest validate"):
-        compact(open_stored(tree), tmp_path / "set")
+    for _ in range(2):
+        with pytest.raises(
+            ManifestError, match=r"slide_05.*\.parquet: a manifest that cannot be used, one of 1; `slid"
+        ):
+            compact(open_stored(tree), tmp_path / "set")
+        (tree / "catalog.parquet").unlink()
     assert not (tmp_path / "set").exists()
 
 

@@ -288,6 +288,11 @@ def test_the_outline_is_read_from_the_masks_attributes(tmp_path: Path) -> None:
     mask.write_bytes(b"PK")
     with pytest.raises(ManifestError, match="not a readable mask"):
         read_outline(mask)
+    for text in ("[]", '{"attributes": []}', '{"attributes": {"outline": 7}}', '{"attributes": {"outline": [[1]]}}'):
+        with zipfile.ZipFile(mask, "w") as store:
+            store.writestr("zarr.json", text)
+        with pytest.raises(ManifestError, match="not a readable mask"):
+            read_outline(mask)
 
 
 @settings(max_examples=30)

@@ -199,6 +199,72 @@ def test_a_table_that_is_none_is_refused(tiles: str, error: str, tmp_path: Path)
         list(read_tile_sets("eagle", _tables(tmp_path, tiles), None))
 
 
+def _group(file: Path) -> Path:
+    with h5py.File(file, "w") as store:
+        store.create_group("coords")
+    return file
+
+
+WORDS = np.array([["a", "b"]], "S1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        ("clam", {"patch_level": "abc"}, r"patch_level is \['abc'\], expected whole numbers"),
+        ("clam", {"patch_level": 0.5}, r"patch_level is \[0\.5\], expected whole numbers"),
+        ("clam", {"level_dim": ("a", "b")}, "level_dim is .* expected whole numbers"),
+        ("clam", {"coords": WORDS}, "coordinates are no numbers"),
+        ("trident", {"coords": WORDS}, "coordinates are no numbers"),
+        ("trident", {"patch_size": "abc"}, "no attributes patch_size"),
+        ("trident", {"patch_size": 1e308, "level0_magnification": 1e308}, "no attributes"),
+    ],
+)
+def test_words_in_place_of_numbers_are_told(kind: Format, given: dict[str, Any], words: str, tmp_path: Path) -> None:
+    file = (clam if kind == "clam" else trident)(tmp_path / "a.h5", **given)
+    with pytest.raises(ManifestError, match=f"^a.h5: .*{words}"):
+        read(kind, file)
+
+
+_RING = "[[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]]"
+
+
+def _odd(geometry: str, properties: str = '{"objectType": "tile"}') -> str:
+    return f'{{"geometry": {geometry}, "properties": {properties}}}'
+
+
+def _polygon(coordinates: str) -> str:
+    return f'{{"type": "Polygon", "coordinates": {coordinates}}}'
+
+
+@pytest.mark.parametrize(
+    ("feature", "words"),
+    [
+        (_odd('"x"'), "1 of 1 tiles are no upright rectangles"),
+        (_odd('"x"', "[1]"), "no tiles in it"),
+        (_odd(_polygon("{}")), "1 of 1 tiles are no"),
+        (_odd(_polygon('{"a": 1}')), "1 of 1 tiles are no"),
+        (_odd(_polygon("[[{}]]")), "1 of 1 tiles are no"),
+        (_odd(_polygon(f"[[[1{'0' * 400}, 0]]]")), "1 of 1 tiles are no"),
+        (_odd(_polygon(f"[{_RING.replace('0', '-Infinity')}]")), "no whole level-0 px"),
+        (_odd(_polygon(f"[{_RING.replace('9', '1e17')}]").replace("0,", "1e16,")), "no|coordinates of"),
+        ("[" * 100_000, "not readable as GeoJSON"),
+        (
+            '{"slidegrad": {"slide_id": "a", "width_l0": 9, "height_l0": 9, "tile_px": 9, "tile_mpp": 1, "overlap": 0, '
+            f'"level": 0, "read_w": 9, "read_h": 9}}, "features": [{_odd(_polygon(f"[{_RING}]"), "?")}]}}'.replace(
+                "?", '{"objectType": "tile", "measurements": {"tissue": "much"}}'
+            ),
+            "a tile's tissue is 'much', expected a share",
+        ),
+    ],
+    ids=range(10),
+)
+def test_geojson_of_another_shape_is_told(feature: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.geojson").write_text(feature)
+    with pytest.raises(ManifestError, match=f"^odd.geojson: .*({words})"):
+        read("geojson", tmp_path / "odd.geojson")
+
+
 def test_files_of_another_kind_are_refused_in_one_sentence(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "features.h5", "w") as store:
         store["features"] = np.zeros((3, 8))
@@ -221,6 +287,7 @@ def test_files_of_another_kind_are_refused_in_one_sentence(tmp_path: Path) -> No
         ("geojson", tmp_path / "sizes.geojson", "several sizes, 300x300 to 512x512"),
         ("geojson", tmp_path / "cut.geojson", "not readable as GeoJSON"),
         ("geojson", tmp_path / "number.geojson", "no tiles in it"),
+        ("clam", _group(tmp_path / "group.h5"), r"no dataset coords in it, only \['coords'\]"),
     ]
     for kind, file, words in cases:
         with pytest.raises(ManifestError, match=words) as told:
@@ -259,6 +326,20 @@ def test_resolution_is_not_made_up_and_a_wrong_scale_is_noticed(tmp_path: Path) 
     with pytest.raises(ManifestError, match=r"tiles of 0\.5 mpp in the file, but 0\.25 by the slide's scale"):
         fit(said)
     assert fit(said, mpp_x=0.501, mpp_y=0.501).slide.tile_mpp == 0.5
+
+
+def test_sizes_that_no_manifest_can_hold_are_refused(tmp_path: Path) -> None:
+    tiles = read("clam", clam(tmp_path / "a.h5"))
+    with pytest.raises(ManifestError, match=r"tiles of 256 px, read as \d+x\d+ px; expected less than 2\^31"):
+        fit(dataclasses.replace(tiles, read_size=(2**31, 2**31)))
+    with pytest.raises(ManifestError, match="slide a: mult 1e"):
+        read("eagle", *_tables(tmp_path, "slide,x,y,level,mult\na,0,0,0,1e307\n"))
+
+
+def test_a_broken_line_far_down_in_slide_data_is_told(tmp_path: Path) -> None:
+    slides = "slide,path\n" + "a,/data\n" * 300_000 + "b,/data,one too many\n"
+    with pytest.raises(ManifestError, match=r"slide_data\.csv: not readable as CSV"):
+        list(read_tile_sets("eagle", _tables(tmp_path, "slide,x,y,level,mult\na,0,0,0,1\n", slides), None))
 
 
 def test_tiles_past_the_edge_are_kept_and_doubled_ones_once(tmp_path: Path) -> None:

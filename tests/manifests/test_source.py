@@ -187,6 +187,64 @@ def test_nothing_there_is_told_in_a_sentence(serve: Any, tmp_path: Path) -> None
         open_manifests(tmp_path)
 
 
+def _tree(root: Path, *slide_ids: str) -> Path:
+    none = np.zeros(0, np.int32)
+    for slide_id in slide_ids:
+        record = SlideRecord(slide_id=slide_id, status="empty")
+        write_manifest(tiles_path(root, slide_id), Manifest(record, none, none, none.astype(np.float32)))
+    return root
+
+
+@pytest.mark.parametrize(
+    "error", [None, PermissionError(13, "Permission denied"), OSError(30, "Read-only file system")]
+)
+def test_a_catalogue_that_a_killed_tiler_left_behind_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError | None
+) -> None:
+    rebuild_catalog(_tree(tmp_path, "a", "gone"))
+    _tree(tmp_path, "late")
+    tiles_path(tmp_path, "gone").unlink()
+    before = (tmp_path / "catalog.parquet").read_bytes()
+
+    def refuse(_: Path) -> None:
+        raise error
+
+    if error is not None:
+        monkeypatch.setattr("manifests.source.rebuild_catalog", refuse, raising=False)
+    source = open_manifests(tmp_path)
+    assert list(source) == source.catalog()["slide_id"].to_pylist() == ["a", "late"]
+    assert ((tmp_path / "catalog.parquet").read_bytes() == before) == (error is not None)
+
+
+def test_opening_writes_nothing_where_nothing_changed(tmp_path: Path) -> None:
+    rebuild_catalog(_tree(tmp_path, "a", "torn"))
+    tiles_path(tmp_path, "torn").write_bytes(b"PAR1")
+    open_manifests(tmp_path)
+    before = (tmp_path / "catalog.parquet").read_bytes()
+    first, second = open_manifests(tmp_path), open_manifests(tmp_path)
+    assert (tmp_path / "catalog.parquet").read_bytes() == before
+    assert first.catalog().equals(second.catalog(), check_metadata=True)
+
+
+def test_manifests_that_are_not_listed_are_named(tmp_path: Path) -> None:
+    torn = tiles_path(_tree(tmp_path, "a", "torn"), "torn")
+    torn.write_bytes(b"PAR1")
+    source = open_manifests(tmp_path)
+    assert isinstance(source, LocalManifests)
+    assert (list(source), source.unlisted()) == (["a"], [torn])
+
+
+def test_a_manifest_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_stored(_tree(tmp_path, "a"))
+
+    def refuse(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ManifestError, match=r"a\.parquet: cannot be read \(Permission denied\)$"):
+        source.read("a")
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(

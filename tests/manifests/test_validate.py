@@ -111,6 +111,10 @@ def _rewrite(file: Path, old: str, new: str) -> None:
         ('"tiler": ', '"tilor": ', "unreadable", "unknown members ['tilor'] in its metadata"),
         ('"status": "ok"', '"status": "empty"', "content", "slide s_3: status empty with 3 tiles"),
         ('"mpp_x": 0.25', '"mpp_x": 0.0', "content", "tiles of 224 px at 0.5 mpp, level 0 at 0.0 x 0.25 mpp"),
+        ('"mpp_x": 0.25', '"mpp_x": NaN', "content", "tiles of 224 px at 0.5 mpp, level 0 at nan x 0.25 mpp"),
+        ('"mpp_y": 0.25', '"mpp_y": NaN', "content", "level 0 at 0.25 x nan mpp"),
+        ('"mpp_y": 0.25', '"mpp_y": 1e-320', "content", "level 0 at 0.25 x 1e-320 mpp"),
+        ('"tile_mpp": 0.5', '"tile_mpp": Infinity', "content", "tiles of 224 px at inf mpp"),
         ('"width_l0": 1792', '"width_l0": 1300', "content", "slide s_3: 1 tiles lie outside the slide"),
     ],
 )
@@ -189,6 +193,12 @@ def test_a_catalogue_that_disagrees_is_told_row_by_row(root: Path) -> None:
         ("catalogue", "slide s_4: has several rows in catalog.parquet"),
         ("catalogue", "slide s_5: has a manifest, no row in catalog.parquet"),
     ]
+
+
+def test_a_scale_that_is_no_number_is_told_once(root: Path) -> None:
+    _rewrite(tiles_path(root, "s_3"), '"mpp_x": 0.25', '"mpp_x": NaN')
+    rebuild_catalog(root)
+    assert [kind for kind, _ in _found(validate(root))] == ["content"]
 
 
 def test_a_catalogue_that_cannot_be_read_is_one_problem(root: Path) -> None:
@@ -287,9 +297,11 @@ def test_a_set_whose_catalogue_is_harmed_is_not_opened(compacted: Path) -> None:
 
 
 def test_what_does_not_belong_to_a_set_is_found(compacted: Path) -> None:
-    (compacted / "shards" / "old.parquet").write_bytes(b"PAR1")
+    for name in ("old", "young"):  # Another `compact` may be about to name the young one.
+        (compacted / "shards" / f"{name}.parquet").write_bytes(b"PAR1")
     (compacted / ".compact.0.tmp").mkdir()
-    os.utime(compacted / ".compact.0.tmp", (time.time() - 90_000,) * 2)
+    for name in (".compact.0.tmp", "shards/old.parquet"):
+        os.utime(compacted / name, (time.time() - 90_000,) * 2)
     assert sorted(text.split(":")[0] for _, text in _found(validate(compacted))) == [
         ".compact.0.tmp",
         "shards/old.parquet",

@@ -209,7 +209,7 @@ ODD = [
     Odd("grey.tif", "grey", _tiff(RGB[..., 1]), "empty", note="no colour: otsu finds no tissue"),
     Odd("rgba.tif", "rgba", _tiff(RGBA, extrasamples=["UNASSALPHA"]), "ok"),
     Odd("no_mpp.tif", "no_mpp__tif", _tiff(RGB, mpp=None), "failed", r"no microns-per-pixel \(.*give --default-mpp"),
-    Odd("no_mpp.svs", "no_mpp", _aperio(""), "failed", "no microns-per-pixel"),
+    Odd("no_mpp.svs", "no_mpp__svs", _aperio(""), "failed", "no microns-per-pixel"),
     Odd("mpp_0.svs", "mpp_0", _aperio("0.0"), "failed", r"MPP = 0\S* is absurd"),
     Odd("mpp_nan.svs", "mpp_nan", _aperio("nan"), "failed", "MPP = nan is absurd"),
     Odd("mpp_1e6.svs", "mpp_1e6", _aperio("1e6"), "failed", r"MPP = \S+ is absurd"),

@@ -89,7 +89,7 @@ def test_what_is_special_is_recorded(records: dict[str, SlideRecord]) -> None:
 @pytest.mark.usefixtures("tiled")
 def test_the_user_is_told_of_names_and_copies(told: list[str]) -> None:
     notes = " | ".join(told)
-    assert "file names appear more than once: their slide ids begin with their folders" in notes
+    assert "file names appear more than once: their slide ids hold folders or suffixes too" in notes
     assert "slides are copies of one another" in notes
 
 

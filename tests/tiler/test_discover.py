@@ -1,6 +1,9 @@
 """What of an archive is a slide, what one slide is, and what could not be looked at."""
 
 import os
+import subprocess
+import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import pytest
 import zarr
 
 from tests.tiler import formats
-from tiler import TilerError, open_slide
+from tiler import TilerError, dicom, open_slide
 from tiler.discover import SLIDE_SUFFIXES, Found, find_slides, name_slides
 
 
@@ -88,6 +91,150 @@ def test_ids_that_had_to_be_joined_are_told(tmp_path: Path) -> None:
     found = find_slides(str(tmp_path))
     assert found.slides == {"b": "b.svs", "x__a": "x/a.svs", "y__a": "y/a.tif"}
     assert found.joined == ["x__a", "y__a"]
+
+
+def test_where_only_the_suffix_differs_every_one_gets_it(tmp_path: Path) -> None:
+    """Else one that comes later, and sorts before it, would take an id from another slide."""
+    _touch(tmp_path, "a.svs", "a.ndpi", "b.svs", "x/c.ome.tif", "x/c.tif", "x/d.tif", "x/d.svs", "y/d.svs")
+    found = find_slides(str(tmp_path))
+    assert found.slides == {
+        "a__ndpi": "a.ndpi",
+        "a__svs": "a.svs",
+        "b": "b.svs",
+        "c__ome.tif": "x/c.ome.tif",
+        "c__tif": "x/c.tif",
+        "x__d__svs": "x/d.svs",
+        "x__d__tif": "x/d.tif",
+        "y__d": "y/d.svs",
+    }
+    assert sorted(found.joined) == sorted(set(found.slides) - {"b"})
+
+
+def test_names_that_the_suffix_does_not_tell_apart_depend_on_no_order() -> None:
+    paths = ["a.svs", "a.SVS", "../x/b.svs", "x/b.svs"]
+    slides = name_slides(paths)
+    assert slides == name_slides(paths[::-1])
+    assert sorted(slides.values()) == sorted(paths)
+    assert sorted(slide_id.rpartition("__")[0] for slide_id in slides) == ["a__svs"] * 2 + ["x__b__svs"] * 2
+
+
+def test_names_that_are_not_utf_8_are_passed_over_and_counted(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"M\xfcller")
+    try:
+        _touch(tmp_path, "a.svs", f"{odd}.svs", f"{odd}/b.svs", "x/c.svs")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    found = find_slides(str(tmp_path))
+    assert (found.slides, found.num_unnamed) == ({"a": "a.svs", "c": "x/c.svs"}, 2)
+    assert find_slides(str(tmp_path / "x")).num_unnamed == 0
+    assert find_slides(str(tmp_path / odd)).slides == {"b": "b.svs"}  # Names count from the archive on.
+    with pytest.raises(TilerError, match=r"no slides found .*, and 1 files have names that are not UTF-8; rename them"):
+        find_slides(str(tmp_path / f"{odd}.svs"))
+
+
+def test_a_series_in_a_folder_whose_name_is_not_utf_8_is_named_by_its_file(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"M\xfcller")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    formats.write_dicom(folder, formats.draw_picture())
+    assert find_slides(str(folder)).slides == {"1": "1.dcm"}
+
+
+def test_a_text_list_is_one_path_a_line_and_a_csv_is_a_csv(tmp_path: Path) -> None:
+    name = unicodedata.normalize("NFC", 'Smith, "J" ä.svs')
+    _touch(tmp_path, name, "b.svs", "path")
+    (tmp_path / "list.txt").write_text(f"{name}\n\n  b.svs \r\n", encoding="utf-8-sig")
+    assert sorted(find_slides(str(tmp_path / "list.txt")).slides.values()) == sorted([name, "b.svs"])
+    quoted = name.replace('"', '""')
+    (tmp_path / "list.csv").write_text(f'path,n\n"{quoted}",1\nb.svs,2\n')
+    assert sorted(find_slides(str(tmp_path / "list.csv")).slides.values()) == sorted([name, "b.svs"])
+
+
+@pytest.mark.parametrize(
+    ("archive", "sentence"),
+    [
+        ("~no_such_user_here/x", "~no_such_user_here/x: no such user"),
+        ("x" * 300, "x{300}: File name too long"),
+        ("~no_such_user_here/*.svs", r"~no_such_user_here/\*\.svs: no such user"),
+        (f"{'x' * 300}/*.svs", r"x{300}/\*\.svs: File name too long"),
+    ],
+)
+def test_an_archive_that_cannot_be_is_told(archive: str, sentence: str) -> None:
+    with pytest.raises(TilerError, match=f"^{sentence}"):
+        find_slides(archive)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("list.csv", "path\n" + "x" * 200_000, r"not readable as CSV \(field larger than field limit"),
+        ("list.csv", "path\n" + "x" * 300, "'x{300}' cannot be looked at: File name too long"),
+        ("list.txt", "x" * 300, "'x{300}' cannot be looked at: File name too long"),
+        ("list.txt", "gone.svs\n", r"1 of 1 listed slides are not there, first gone\.svs"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_one_sentence(tmp_path: Path, name: str, content: str, sentence: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(TilerError, match=rf"list\.\w+: {sentence}"):
+        find_slides(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.csv"])
+def test_what_may_not_be_read_is_told(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rights are taken away: the administrator, as whom tests may run, has them all."""
+    _touch(tmp_path, "locked/a.svs")
+    (tmp_path / name).write_text("locked/a.svs\n")
+    stat, opened = os.stat, Path.open
+
+    def refuse(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if not isinstance(path, int) and "locked/" in os.fspath(path):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        with pytest.raises(TilerError, match=r"list\.\w+: 'locked/a\.svs' cannot be looked at: Permission denied$"):
+            find_slides(str(tmp_path / name))
+        with pytest.raises(TilerError, match=r"a\.svs: Permission denied$"):
+            find_slides(str(tmp_path / "locked" / "a.svs"))
+
+    def closed(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(TilerError, match=r"list\.\w+: Permission denied$"):
+        find_slides(str(tmp_path / name))
+
+
+def test_a_pipe_among_dicom_files_is_not_waited_for(tmp_path: Path) -> None:
+    formats.write_dicom(tmp_path / "case", formats.draw_picture())
+    os.mkfifo(tmp_path / "case" / "0.dcm")
+    script = "import sys; from tiler.discover import find_slides; print(find_slides(sys.argv[1]).slides)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "{'case': 'case/1.dcm'}\n"
+
+
+def test_a_dicom_folder_is_read_once_for_all_its_slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{series}{level}.dcm" for series in "abc" for level in "01"]
+    for series in "abc":
+        formats.write_dicom(tmp_path, formats.draw_picture(), (f"{series}0.dcm", f"{series}1.dcm"))
+    reads: list[str] = []
+    monkeypatch.setattr(
+        dicom, "read_instance", lambda file, _f=dicom.read_instance: (reads.append(file.name), _f(file))[1]
+    )
+    for path in find_slides(str(tmp_path)).slides.values():
+        assert [file.name[0] for file in dicom.list_series(tmp_path / path)] == [path[0]] * 2
+    assert sorted(reads) == names
+    formats.write_dicom(tmp_path, formats.draw_picture(), ("d0.dcm", "d1.dcm"))
+    (tmp_path / "a1.dcm").unlink()
+    assert dicom.list_series(tmp_path / "a0.dcm") == [tmp_path / "a0.dcm"]
+    assert dicom.list_series(tmp_path / "d1.dcm") == [tmp_path / "d0.dcm", tmp_path / "d1.dcm"]
 
 
 def test_an_mrxs_with_its_folder_is_one_slide(tmp_path: Path) -> None:

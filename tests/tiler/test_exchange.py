@@ -121,6 +121,34 @@ def test_one_bad_slide_does_not_end_the_import(small_cohort: Path, tmp_path: Pat
     assert set(open_manifests(out)) == {SLIDE, "synth_0001", "synth_0002", "synth_0003"}
 
 
+def test_an_import_that_fails_leaves_a_good_manifest(
+    small_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, out, file = str(small_cohort / "slides"), tmp_path / "m", tmp_path / "a.h5"
+    place = tiles_path(out, SLIDE)
+
+    def load(coords: list[list[int]]) -> tuple[dict[str, Any], int]:
+        return Import(kind="clam", files=(_clam(file, coords),), slides=archive, out=out).run()
+
+    assert load([[5000, 0]])[1] == 1
+    assert read_manifest(place).slide.status == "failed"  # None was there: that it failed is what is known.
+    for coords, status in (([[0, 0], [64, 0]], "ok"), ([], "empty")):
+        assert load(coords)[1] == 0
+        good, paths = place.read_bytes(), [f.read_bytes() for f in (out / "paths").iterdir()]
+        capsys.readouterr()
+        result, code = load([[0, 0], [5000, 0]])
+        assert (code, [result[name] for name in ("num_slides", "ok", "empty", "failed")]) == (1, [1, 0, 0, 1])
+        told = capsys.readouterr().err
+        assert f"failed: slide {SLIDE}: 1 of 2 tiles begin outside" in told
+        assert "; the manifest that is there stays" in told
+        assert place.read_bytes() == good
+        assert [f.read_bytes() for f in (out / "paths").iterdir()] == paths
+        assert read_catalog(out).column("status").to_pylist() == [status]
+    place.write_bytes(b"torn")
+    load([[5000, 0]])
+    assert read_manifest(place).slide.status == "failed"
+
+
 def test_what_failed_is_told_without_paths(
     small_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +165,16 @@ def test_what_failed_is_told_without_paths(
     assert [line.split(":")[1] for line in told.splitlines()] == [" slide cut", " slide gone", " slide nobody"]
     assert str(tmp_path) not in told
     assert ".svs" not in told
+
+
+def test_the_sentence_begins_with_the_id_where_ids_begin_with_folders(small_cohort: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / "slides" / folder).mkdir(parents=True)
+        shutil.copy(small_cohort / "slides" / f"{SLIDE}.svs", tmp_path / "slides" / folder / "same.svs")
+    file = _clam(tmp_path / "t.h5", [[5000, 0]], "a__same")
+    Import(kind="clam", files=(file,), slides=str(tmp_path / "slides"), out=tmp_path / "m").run()
+    error = read_manifest(tiles_path(tmp_path / "m", "a__same")).slide.error
+    assert error.startswith("slide a__same: 1 of 1 tiles begin outside")
 
 
 def test_a_tile_past_the_edge_is_kept_and_white_there(small_cohort: Path, tmp_path: Path) -> None:
@@ -229,6 +267,19 @@ def test_an_export_of_some_slides_has_those_alone(mixed: Path, tmp_path: Path) -
     assert [f["properties"]["objectType"] for f in features] == ["tile"] * 3
     with pytest.raises(TilerError, match="1 ids are not in the manifests, first 'nobody'"):
         _export("csv", mixed, tmp_path / "out", slides=("synth_0002", "nobody"))
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", '"wide"'])
+def test_a_manifest_with_a_scale_that_is_none_fails_alone(value: str, mixed: Path, tmp_path: Path) -> None:
+    file = tiles_path(mixed, "synth_0001")
+    table = pq.read_table(file)
+    text = table.schema.metadata[b"slidegrad"].decode()
+    mpp = json.dumps(read_manifest(file).slide.mpp_x)
+    text = text.replace(f'"mpp_x": {mpp}', f'"mpp_x": {value}')
+    pq.write_table(table.replace_schema_metadata({"slidegrad": text}), file)
+    assert value in text
+    result, code = Export(kind="trident", manifests=str(mixed), out=tmp_path / "out").run()
+    assert (code, result["num_slides"], result["failed"]) == (1, 2, 1)
 
 
 def test_a_torn_manifest_fails_alone(mixed: Path, tmp_path: Path) -> None:

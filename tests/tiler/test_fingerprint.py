@@ -152,6 +152,52 @@ def test_a_chunk_that_is_lost_or_cut_counts(tmp_path: Path) -> None:
     assert len({first, cut, fingerprint(path)}) == 3
 
 
+def _write_other(path: Path, content: bytes, start: int, end: int) -> None:
+    """Everything between two places is another picture's."""
+    path.write_bytes(content[:start] + bytes(255 - byte for byte in content[start:end]) + content[end:])
+
+
+@pytest.mark.parametrize("tile", [None, (128, 128)])
+def test_raw_pixels_are_sampled_for_the_tables_of_all_raw_pictures_are_alike(
+    tmp_path: Path, tile: tuple[int, int] | None
+) -> None:
+    path = formats.write_generic(tmp_path / "case.tif", formats.draw_picture(), tile=tile)
+    first, content = fingerprint(path), path.read_bytes()
+    _write_other(path, content, 70_000, 400_000)
+    assert len(content) > 500_000
+    assert fingerprint(path) not in (first, "")
+    # It is a sample: 4 KiB of every 12 here.
+    path.write_bytes(content)
+    assert fingerprint(path) == first == open_slide(path).fingerprint
+
+
+def test_pixels_of_a_compressed_picture_are_not_looked_at(tmp_path: Path) -> None:
+    """Its tables tell it from others; an NDPI's uncompressed map does not make it raw."""
+    path = tmp_path / "case.tif"
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    with tifffile.TiffWriter(path) as tiff:
+        options = {"photometric": "rgb", "compression": "adobe_deflate", "tile": (128, 128), "metadata": None}
+        tiff.write(noise, **options)
+        tiff.write(noise[::4, ::4, 0], metadata=None, subfiletype=1)
+    first, content = fingerprint(path), path.read_bytes()
+    _write_other(path, content, 100_000, 500_000)
+    assert fingerprint(path) == first
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_chunks_of_a_zarr_are_sampled(tmp_path: Path, version: str) -> None:
+    path = formats.write_ome_zarr(tmp_path / "case.zarr", formats.draw_picture(), version=version)
+    first = fingerprint(path)
+    chunks = [file for file in (path / "0").rglob("*") if file.is_file() and "z" not in file.name]
+    assert 1 < len(chunks) <= 64
+    for chunk in chunks:
+        content = chunk.read_bytes()
+        _write_other(chunk, content, 0, len(content))
+        assert fingerprint(path) != first
+        chunk.write_bytes(content)
+    assert fingerprint(path) == first
+
+
 @pytest.mark.parametrize("content", [b"", b"no slide", b"II*\0", b"II*\0\xff\xff\xff\x7f" + bytes(40)])
 def test_a_file_that_is_no_slide_has_one_too(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "case.svs").write_bytes(content)

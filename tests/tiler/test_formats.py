@@ -1,5 +1,7 @@
 """Every format that users have: who reads it, its pixels, its scale; and what is no brightfield slide is refused."""
 
+import re
+import struct
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -421,6 +423,88 @@ def test_a_tile_that_was_never_written_is_white(tmp_path: Path) -> None:
     assert slide.backend == "tifffile"
     assert (slide.read(0, 0, 0, 128, 128) == 255).all()
     assert np.array_equal(slide.read(128, 0, 0, 128, 128), formats.draw_picture()[:128, 128:256])
+
+
+@pytest.mark.parametrize("options", [{"tile": (128, 128)}, {"tile": None, "rowsperstrip": 128}])
+def test_what_was_never_written_is_white_where_0_is_white_too(tmp_path: Path, options: dict[str, Any]) -> None:
+    grey = formats.draw_picture()[..., 0].copy()
+    path = formats.write_generic(tmp_path / "a.tif", grey, photometric="miniswhite", compression="lzw", **options)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        counts = tiff.pages[0].tags[325 if options["tile"] else 279]
+        counts.overwrite([0, *counts.value[1:]])
+    slide = open_slide(path, "tifffile")
+    assert (slide.read(0, 0, 0, 128, 128) == 255).all()
+    assert np.array_equal(slide.read(0, 128, 0, 128, 128)[..., 0], 255 - grey[128:256, :128])
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif"])
+@pytest.mark.parametrize(
+    ("tag", "value"), [("TileWidth", 0), ("TileLength", 0), ("ImageWidth", 0), ("ImageLength", 0), ("ImageWidth", 1)]
+)
+@pytest.mark.parametrize("backend", ["auto", "openslide", "tifffile", "cucim"])
+def test_a_size_that_makes_no_sense_is_passed_over_or_told(
+    tmp_path: Path, suffix: str, tag: str, value: int, backend: Backend
+) -> None:
+    make = formats.write_ome_tiff if suffix == ".ome.tif" else formats.write_generic
+    path = make(tmp_path / f"a{suffix}", formats.draw_picture())
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        pages = [part for page in tiff.pages for part in (page, *(page.pages or ()))]
+        tags = [page.tags[tag] for page in pages[1:]] if value else [page.tags[tag] for page in pages[:1]]
+        for found in tags:
+            found.overwrite(value)
+    trouble = ""
+    try:
+        slide = open_slide(path, backend)
+        for level in range(len(slide.levels)):
+            slide.read(0, 0, level, 200, 200)
+    except TilerError as error:
+        trouble = str(error)
+    assert not trouble or re.match(rf"a{suffix}: [^/]+$|region 200x200 ", trouble)
+
+
+def test_a_table_that_is_too_short_is_an_error_when_its_tiles_are_read(tmp_path: Path) -> None:
+    path = formats.write_generic(tmp_path / "a.tif", formats.draw_picture(), compression="webp")
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages[0].tags["ImageLength"].overwrite(4 * HEIGHT)
+    slide = open_slide(path)
+    assert np.array_equal(slide.read(0, 0, 0, 128, 128), formats.draw_picture()[:128, :128])
+    with pytest.raises(ReadError, match=r"region 128x128 at \(0, 768\), level 0: .*index out of range"):
+        slide.read(0, 2 * HEIGHT, 0, 128, 128)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, OverflowError, KeyError, IndexError, TypeError, struct.error])
+def test_whatever_a_reader_raises_at_damage_is_a_tiler_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def damaged(*_: Any, **__: Any) -> None:
+        raise error("odd")
+
+    path = formats.write_generic(tmp_path / "a.tif", formats.draw_picture(), compression="webp")
+    slide = open_slide(path)
+    monkeypatch.setattr("tiler.backends.tifffile_reader._pread", damaged)
+    with pytest.raises(ReadError, match=r"region 9x9 at .*odd"):
+        slide.read(0, 0, 0, 9, 9)
+    monkeypatch.setattr("tiler.slide.TifffilePixels", damaged)
+    with pytest.raises(TilerError, match=rf"^a\.tif: not a slide that can be opened \({error.__name__}: .*odd"):
+        open_slide(path)
+    monkeypatch.setattr("tiler.slide._try_cucim", damaged)
+    with pytest.raises(TilerError, match=rf"^b\.tif: damaged directories \({error.__name__}: .*odd"):
+        open_slide(formats.write_generic(tmp_path / "b.tif", formats.draw_picture()))
+
+
+def test_directories_that_do_not_end_are_told(tmp_path: Path) -> None:
+    sentence = (
+        r"a\.ome\.tif: damaged directories \(cut file, or they go round in a circle\); restore it from its source$"
+    )
+    for other in (1, 1 << 30):  # The main chain goes on where it was already, or past the end of the file.
+        path = formats.write_ome_tiff(tmp_path / "a.ome.tif", formats.draw_picture())
+        with tifffile.TiffFile(path) as tiff:
+            first, count = tiff.pages[0].offset, len(tiff.pages[0].tags)
+        with path.open("r+b") as stream:
+            stream.seek(first + 2 + 12 * count)
+            stream.write(struct.pack("<I", first if other == 1 else other))
+        with pytest.raises(TilerError, match=sentence):
+            open_slide(path)
 
 
 def test_odd_sizes_have_whole_downsamples(tmp_path: Path) -> None:

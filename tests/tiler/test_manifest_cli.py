@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from manifests.files import tiles_path
 from tiler.manifest_cli import Compact, Inspect, Stats, Validate
 
 SIZE = {"width_l0": 448 * 4, "height_l0": 448, "mpp_x": 0.25, "mpp_y": 0.25, "tile_px": 224, "tile_mpp": 0.5}
+SIZE |= {"read_w": 448, "read_h": 448}
 
 
 def _write(root: Path, slide_id: str, num_tiles: int, **fields: Any) -> None:
@@ -150,3 +154,66 @@ def test_the_real_command_line(root: Path, tmp_path: Path, slidegrad: Callable[.
     empty = slidegrad("manifest", "validate", tmp_path)
     assert (empty.code, empty.result) == (2, None)
     assert "no manifests here" in empty.stderr
+
+
+def _run_without_rights(*words: str | Path) -> tuple[int, str]:
+    """Exit code and the last line for people, for one who may do only what the mode bits allow."""
+    command = [sys.executable, "-m", "slidegrad", "manifest", *map(str, words)]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root may write everywhere, and setpriv, which takes that right away, is not installed")
+        rights = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", *command]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr
+    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
+
+
+@pytest.mark.slow  # nine processes
+def test_what_may_not_be_read_or_written_is_told_in_a_sentence(root: Path, tmp_path: Path) -> None:
+    closed, secret = tmp_path / "closed", tiles_path(root, "s_2")
+    closed.mkdir()
+    closed.chmod(0o555)
+    for words in (("export", "csv", root), ("export", "clam", root), ("export", "geojson", root), ("compact", root)):
+        code, told = _run_without_rights(*words, "--out", closed)
+        assert (code, told) == (2, f"slidegrad: {closed}: cannot write here (Permission denied); give another folder")
+    secret.chmod(0)
+    code, told = _run_without_rights("inspect", root, "s_2")
+    assert (code, "s_2.parquet: not a readable manifest" in told) == (2, True)
+    code, told = _run_without_rights("compact", root, "--out", tmp_path / "set")
+    assert (code, "s_2.parquet: a manifest that cannot be used, one of 1" in told) == (2, True)
+    code, told = _run_without_rights("export", "csv", root, "--out", tmp_path / "csv")
+    assert (code, "failed: " in told, "s_2.parquet: not a readable manifest" in told) == (1, True, True)
+    root.chmod(0)
+    try:
+        assert _run_without_rights("inspect", root, "s_1")[0] == 2
+    finally:
+        root.chmod(0o755)
+
+
+@pytest.mark.slow  # three processes
+def test_a_tree_that_may_not_be_written_to_is_read_as_it_is_now(root: Path, tmp_path: Path) -> None:
+    _write(root, "late", 5)
+    tiles_path(root, "s_1").unlink()
+    before = (root / "catalog.parquet").read_bytes()
+    root.chmod(0o555)
+    try:
+        assert _run_without_rights("inspect", root, "late")[0] == 0
+        assert _run_without_rights("compact", root, "--out", tmp_path / "set")[0] == 0
+    finally:
+        root.chmod(0o755)
+    assert list(open_manifests(tmp_path / "set")) == ["broken", "late", "nothing", "s_2", "s_3", "s_4"]
+    assert (root / "catalog.parquet").read_bytes() == before
+
+
+@pytest.mark.slow  # one process
+def test_an_import_into_a_folder_that_may_not_be_written_to_is_told(small_cohort: Path, tmp_path: Path) -> None:
+    tiles = tmp_path / "synth_0000.csv"
+    tiles.write_text(
+        "slide_id,x_l0,y_l0,tissue,level,read_w,read_h,tile_px,tile_mpp\nsynth_0000,0,0,1,0,64,64,64,0.5\n"
+    )
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    code, told = _run_without_rights("import", "csv", tiles, "--slides", small_cohort / "slides", "--out", closed)
+    assert (code, told) == (2, f"slidegrad: {closed}: cannot write here (Permission denied); give another folder")

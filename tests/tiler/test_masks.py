@@ -132,7 +132,7 @@ def test_a_torn_or_missing_mask_is_told(tmp_path: Path) -> None:
     content = file.read_bytes()
     for length in range(0, len(content), len(content) // 25):
         file.write_bytes(content[:length])
-        with pytest.raises(TilerError, match="tile the slide again"):
+        with pytest.raises(TilerError, match="tile again with --overwrite"):
             read_mask(file)
 
 

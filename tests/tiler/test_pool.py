@@ -11,6 +11,7 @@ import pytest
 from manifests.files import read_record, tiles_path
 from tiler.build import Task
 from tiler.config import TilerConfig
+from tiler.errors import TilerError
 from tiler.pool import Limits, run_in_processes, run_on_dask, share_memory
 
 CONFIG = TilerConfig(tile_px=32, mpp=2.0)
@@ -71,6 +72,24 @@ def test_a_dask_cluster_does_the_same(work: Any, small_cohort: Path, tmp_path: P
     assert status == {"good_0": "ok", "good_1": "ok", "good_2": "ok", "exit_0": "failed", "hang_0": "failed"}
     errors = [d.record.error for d in done if d.record.status == "failed"]
     assert all("its process died again and again (KilledWorker)" in error for error in errors)
+
+
+@pytest.mark.slow  # starts a cluster
+def test_a_cluster_whose_workers_have_several_threads_is_refused(small_cohort: Path, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": None, "silence_logs": 50}
+    with distributed.LocalCluster(**options) as cluster:
+        done = run_on_dask(_tasks(["good_0"], small_cohort), tmp_path, CONFIG, cluster.scheduler_address, LIMITS)
+        with pytest.raises(TilerError, match="its workers have several threads; start them with --nthreads 1"):
+            list(done)
+
+
+@pytest.mark.slow  # starts a process
+def test_what_is_not_the_slides_fault_ends_the_run(small_cohort: Path, tmp_path: Path) -> None:
+    tasks = _tasks(["good_0"], small_cohort)
+    (tmp_path / "tiles").write_text("no folder")
+    with pytest.raises(OSError, match="tiles"):
+        list(run_in_processes(tasks, tmp_path, CONFIG, 1, LIMITS))
 
 
 def test_memory_is_shared_out_among_the_processes() -> None:

@@ -1,5 +1,6 @@
 """The true scale of a slide, where it came from, and what is not taken for one."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,12 @@ def test_a_table_of_scales(tmp_path: Path, bom: bytes) -> None:
     assert read_mpp_csv(file) == {"case_1": (0.25, 0.25), "schnitt_ä": (0.5, 0.5)}
 
 
+def test_ids_of_a_table_are_written_as_slide_ids_are(tmp_path: Path) -> None:
+    file = tmp_path / "mpp.csv"
+    file.write_text(f"mpp,slide_id\n0.25, case_1 \n0.5,{unicodedata.normalize('NFD', 'ä')}\n", encoding="utf-8")
+    assert read_mpp_csv(file) == {"case_1": (0.25, 0.25), "ä": (0.5, 0.5)}
+
+
 def test_a_table_may_hold_both_axes(tmp_path: Path) -> None:
     file = tmp_path / "mpp.csv"
     file.write_text("slide_id,mpp_x,mpp_y\na,0.25,0.26\na,0.25,0.26\n")
@@ -224,6 +231,9 @@ def test_a_table_may_hold_both_axes(tmp_path: Path) -> None:
         (b"slide_id,mpp_x,mpp_y\na,0.25,101\n", "slide a has mpp '0.25, 101', expected"),
         (b"slide_id,mpp_x\na,0.25\n", "expected the columns slide_id, mpp"),
         (b"slide_id,mpp\na,0.25\na,0.5\n", "slide a stands there twice, with"),
+        (b"mpp,slide_id\n0.5,a\n0.5\n", "row 2 has no slide_id"),
+        (b"slide_id,mpp\n ,0.5\n", "row 1 has no slide_id"),
+        (b"slide_id,mpp\na,0.5\n a,0.25\n", "slide a stands there twice"),
         (b"", r"expected the columns slide_id, mpp \(or slide_id, mpp_x, mpp_y\) and at least one row"),
         (b"slide_id,mpp\n", "at least one row"),
         (b"slide,mpp\na,0.5\n", "expected the columns"),

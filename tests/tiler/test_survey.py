@@ -11,13 +11,17 @@ import cv2
 import numpy as np
 import pytest
 
+import tiler.archive
 import tiler.survey
 from manifests import read_manifest
 from manifests.catalog import read_places, rebuild_catalog
-from manifests.files import tiles_path
+from manifests.compact import compact
+from manifests.files import mask_path, tiles_path
+from manifests.source import open_stored
+from tests.tiler import formats
 from tiler import open_slide
 from tiler.archive import Job, Plan, Tiled, plan_archive, tile_archive
-from tiler.config import TilerConfig
+from tiler.config import TilerConfig, TissueConfig
 from tiler.errors import TilerError
 from tiler.pseudonym import pseudonym, read_key
 
@@ -112,6 +116,81 @@ def test_a_manifest_torn_later_is_made_again(archive: Path, out: Path) -> None:
     assert _tile(archive, out).catalog.column("status").to_pylist() == ["ok"] * 4
 
 
+def test_a_slide_of_several_files_is_looked_at_whole(tmp_path: Path, out: Path, hashed: list[str]) -> None:
+    """A folder's own time does not change when a file deep inside it does."""
+    archive = tmp_path / "zarrs"
+    archive.mkdir()
+    slide = formats.write_ome_zarr(archive / "a.ome.zarr", formats.draw_picture())
+    config = TilerConfig(tile_px=64, min_tissue=0)
+    assert _tile(archive, out, config).catalog.column("status").to_pylist() == ["ok"]
+    assert _todo(_plan(archive, out, config)) == ""
+    assert hashed == ["a.ome"]
+    chunk = max((file for file in slide.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    chunk.write_bytes(chunk.read_bytes() + b"more")
+    assert _todo(_plan(archive, out, config)) == "a"
+
+
+def test_pseudonyms_do_not_come_to_lie_beside_the_names(archive: Path, out: Path) -> None:
+    _tile(archive, out)
+    with pytest.raises(TilerError, match="holds 4 of these slides under other ids; give another --out"):
+        _tile(archive, out, key=b"0123456789abcdef")
+
+
+def test_the_same_archive_mounted_elsewhere_is_the_same(archive: Path, out: Path, tmp_path: Path) -> None:
+    _tile(archive, out)
+    (tmp_path / "mount").mkdir()
+    for slide in archive.iterdir():
+        os.link(slide, tmp_path / "mount" / slide.name)
+    assert _tile(tmp_path / "mount", out).num_new == 0
+
+
+def test_an_outcome_that_does_not_arrive_is_told(archive: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiler.archive, "run_here", lambda *_: iter(()))  # As workers that write into another folder.
+    with pytest.raises(TilerError, match="4 slides left no manifest here; do the workers see this folder"):
+        _tile(archive, out)
+
+
+def test_what_other_settings_would_replace_is_told(archive: Path, out: Path) -> None:
+    _tile(archive, out)
+    plan = _plan(archive, out, TilerConfig(tile_px=64, mpp=2.0))
+    assert (_todo(plan), plan.survey.num_other_settings) == ("abcd", 4)
+    assert plan.notes[0].startswith("4 manifests here were made with other settings; they will be made anew")
+    assert _plan(archive, out).survey.num_other_settings == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"archive": ""}, "ARCHIVE is empty"),
+        ({"out": Path("s3://bucket/M")}, "manifests are written to a folder of this machine"),
+        ({"masks": Path("/")}, "no file there is called as a slide here"),
+        ({"config": TilerConfig(tissue=TissueConfig(mask_values=(1,)))}, "give --masks too"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_before_anything_is_done(
+    archive: Path, out: Path, change: dict[str, Any], sentence: str
+) -> None:
+    wanted = {"archive": str(archive), "out": out, "config": CONFIG, "masks": None} | change
+    with pytest.raises(TilerError, match=sentence):
+        plan_archive(wanted["archive"], wanted["out"], wanted["config"], Job(), masks=wanted["masks"])
+    assert not out.exists()
+
+
+def test_a_set_takes_no_more_slides(archive: Path, out: Path, tmp_path: Path) -> None:
+    _tile(archive, out)
+    compact(open_stored(out), tmp_path / "set")
+    with pytest.raises(TilerError, match="a compacted set takes no more slides"):
+        _plan(archive, tmp_path / "set")
+
+
+def test_a_slide_that_fails_now_keeps_no_mask(archive: Path, out: Path) -> None:
+    _tile(archive, out)
+    assert mask_path(out, "a").exists()
+    (archive / "a.svs").write_text("no slide")
+    _tile(archive, out)
+    assert not mask_path(out, "a").exists()
+
+
 def test_shards_make_the_whole(archive: Path, out: Path) -> None:
     parts = [_tile(archive, out, shard=tiler.archive.Shard(i, 3)).catalog for i in range(3)]
     ids = [slide_id for part in parts for slide_id in part.column("slide_id").to_pylist()]
@@ -137,7 +216,7 @@ def test_a_name_that_comes_up_twice_is_told_and_its_old_manifest_named(archive: 
     plan = _plan(archive, out)
     assert _todo(plan) == "one__atwo__a"
     assert plan.notes == [
-        "2 file names appear more than once: their slide ids begin with their folders, first one__a",
+        "2 file names appear more than once: their slide ids hold folders or suffixes too, first one__a",
         f"1 slides had other ids before, first 'a'; their old manifests are still in {out}",
     ]
 
@@ -145,7 +224,8 @@ def test_a_name_that_comes_up_twice_is_told_and_its_old_manifest_named(archive: 
 def test_ids_of_the_users_table_that_match_nothing_are_told(archive: Path, out: Path) -> None:
     table = {"a": (0.5, 0.5), "nobody": (0.5, 0.5)}
     plan = plan_archive(str(archive), out, CONFIG, Job(), mpp=table)
-    assert plan.notes == ["--mpp-csv: 1 of 2 ids match no slide of this archive"]
+    (note,) = plan.notes
+    assert note.startswith("--mpp-csv: 1 of 2 ids match no slide of this archive, first 'nobody'; a slide id is")
 
 
 def test_masks_from_outside_decide_alone_and_a_changed_one_is_noticed(archive: Path, out: Path, tmp_path: Path) -> None:
@@ -196,8 +276,8 @@ def test_pseudonyms_are_everywhere_but_in_the_path_lists(archive: Path, out: Pat
         assert b"Jane" not in file.read_bytes()
         assert "Jane" not in file.name
     assert _tile(archive, out, key=key).num_new == 1  # The one that failed.
-    (note,) = _plan(archive, out).notes
-    assert note.startswith("5 slides had other ids before, first 'p")
+    with pytest.raises(TilerError, match="its slide ids are pseudonyms; give --pseudonymize KEYFILE, or another --out"):
+        _plan(archive, out)
 
 
 def test_a_key_that_is_none_says_how_to_make_one(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ class _Plane:
         """From the tiles or strips that the rectangle touches."""
         width, height = self.segment
         across, down = -(-self.width // width), -(-self.height // height)
-        out = np.full((y1 - y0, x1 - x0, self.samples), PAD_VALUE, np.uint8)
+        white = 0 if self.is_inverted else PAD_VALUE  # As stored.
+        out = np.full((y1 - y0, x1 - x0, self.samples), white, np.uint8)
         for sample in range(self.samples if self.is_planar else 1):
             for row in range(y0 // height, -(-y1 // height)):
                 for col in range(x0 // width, -(-x1 // width)):

@@ -106,7 +106,7 @@ def _fits(table: TileTable, index: int, shape: tuple[int, ...]) -> bool:
 def _is_clean(table: TileTable, tile: bytes, index: int) -> bool:
     try:
         table.decode(tile, index)
-    except (ValueError, RuntimeError, TypeError, LookupError, MemoryError, OverflowError, struct.error):
+    except (ValueError, RuntimeError, TypeError, LookupError, MemoryError, ArithmeticError, struct.error):
         return False
     return table.compression not in JPEG2000 or _is_clean_jpeg2000(tile)
 

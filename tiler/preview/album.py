@@ -89,13 +89,16 @@ def spread(slide_ids: Sequence[str], num: int) -> list[str]:
 
 
 def _is_fresh(root: Path, folder: Path, slide_id: str) -> bool:
-    """The picture is newer than all it was drawn from."""
+    """The picture was drawn from these very files: it bears the time of the younger one."""
     try:
-        made_of = (tiles_path(root, slide_id), mask_path(root, slide_id))
-        drawn = picture_path(folder, slide_id).stat().st_mtime_ns
-        return all(drawn > file.stat().st_mtime_ns for file in made_of)
+        return picture_path(folder, slide_id).stat().st_mtime_ns == source_time(root, slide_id)
     except FileNotFoundError:
         return False
+
+
+def source_time(root: Path, slide_id: str) -> int:
+    """When the younger of a slide's manifest and mask was written, ns."""
+    return max(file.stat().st_mtime_ns for file in (tiles_path(root, slide_id), mask_path(root, slide_id)))
 
 
 def draw_album(
@@ -143,16 +146,18 @@ def draw_album(
 def _draw(root: Path, folder: Path, slide_id: str) -> str:
     """Draws one slide; "" or why it could not be. The per-slide boundary: one unreadable slide stops no other."""
     try:
+        made_of = source_time(root, slide_id)
         picture = draw_slide(read_manifest(tiles_path(root, slide_id)), read_mask(mask_path(root, slide_id)))
     except Exception as error:  # noqa: BLE001 - told and counted; the text of such errors may hold paths, so not shown
         kind = type(error).__name__
-        return f"slide {slide_id}: its manifest or tissue mask cannot be read ({kind}); tile the slide again"
+        return f"slide {slide_id}: its manifest or tissue mask cannot be read ({kind}); tile again with --overwrite"
     # Chroma at full resolution: lines one px wide keep their colour.
     quality = [cv2.IMWRITE_JPEG_QUALITY, 82, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     quality += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     jpeg = cv2.imencode(".jpg", picture[..., ::-1], quality)[1].tobytes()
     with atomic_path(picture_path(folder, slide_id)) as partial:
         partial.write_bytes(jpeg)
+        os.utime(partial, ns=(made_of, made_of))
     return ""
 
 

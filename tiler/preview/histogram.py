@@ -68,8 +68,8 @@ def tile_histogram(num_tiles: Sequence[int]) -> Histogram | None:
     ]
     ticks = _log_ticks(low, high) if is_log else _even_ticks(high)
     # A count that is there, not a mean of two: "half of the slides have at most so many".
-    cuts = [(f"{share} %", float(np.percentile(counts, share, method="inverted_cdf"))) for share in (95, 99)]
-    median = float(np.percentile(counts, 50, method="inverted_cdf"))
+    cuts = [(f"{share} %", float(np.percentile(counts, share))) for share in (95, 99)]
+    median = float(np.percentile(counts, 50))
     marks = [("median", median), *cuts, ("largest", float(most))]
     return Histogram(
         bins,

@@ -158,7 +158,7 @@ def _failures(slide_ids: Sequence[str], errors: Sequence[str], status: Sequence[
     groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for slide_id, error, outcome in zip(slide_ids, errors, status, strict=True):
         if outcome == "failed":
-            reason = error.removeprefix(f"slide {slide_id}: ").replace(slide_id, "the slide") or "no reason kept"
+            reason = error.removeprefix(f"slide {slide_id}: ") or "no reason kept"
             groups[re.sub(r"\d+(?:[.,]\d+)*", "N", reason)].append((slide_id, reason))
     found = []
     for pattern, slides in groups.items():
