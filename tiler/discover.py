@@ -8,9 +8,10 @@ import csv
 import glob
 import hashlib
 import os
+import re
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ SLIDE_SUFFIXES = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".zarr"),
 )
 """A longer suffix stands before those that end it: `x.ome.tif` is called `x`."""
+_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, SLIDE_SUFFIXES))})\Z", re.IGNORECASE)
 _FILE_SUFFIXES = tuple(suffix for suffix in SLIDE_SUFFIXES if not suffix.endswith(".zarr"))
 
 
@@ -195,8 +197,8 @@ def _join_dicom(base: Path, paths: set[str], named: set[str]) -> tuple[list[str]
 
 
 def _suffix(path: str) -> str:
-    lower = path.lower()
-    return next((suffix for suffix in SLIDE_SUFFIXES if lower.endswith(suffix)), "")
+    found = _SUFFIX.search(path)
+    return found[0].lower() if found else ""
 
 
 def _stem(path: str) -> str:
@@ -215,17 +217,21 @@ def name_slides(paths: Iterable[str | Path], names: Mapping[str, str] | None = N
         paths: relative paths.
         names: path to the name to use instead of the stem: that of its folder.
     """
-    given = {path: (names or {}).get(path) for path in sorted(map(str, paths))}
-    folders = {path: os.path.dirname(os.path.dirname(path) if name else path) for path, name in given.items()}
-    stems = {path: name or _stem(path) for path, name in given.items()}
-    holders: dict[str, set[str]] = defaultdict(set)
+    given = names or {}
+
+    def folder(path: str) -> str:
+        return os.path.dirname(os.path.dirname(path) if path in given else path)
+
+    stems = {path: given.get(path) or _stem(path) for path in sorted(map(str, paths))}
+    holders: dict[str, set[str]] = {stem: set() for stem, count in Counter(stems.values()).items() if count > 1}
     for path, stem in stems.items():
-        holders[stem].add(folders[path])
-    ids = {path: _join(folders[path], stem) if len(holders[stem]) > 1 else stem for path, stem in stems.items()}
-    ids = _tell_apart(ids, {path: (_suffix(path) or os.path.splitext(path)[1])[1:] for path in ids})
-    marks = {path: hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest() for path in ids}
+        if stem in holders:
+            holders[stem].add(folder(path))
+    several = {stem for stem, folders in holders.items() if len(folders) > 1}
+    ids = {path: _join(folder(path), stem) if stem in several else stem for path, stem in stems.items()}
+    ids = _tell_apart(ids, lambda path: (_suffix(path) or os.path.splitext(path)[1])[1:])
     while len(set(ids.values())) < len(ids):  # More than once only where a file is called like another's new id.
-        ids = _tell_apart(ids, marks)
+        ids = _tell_apart(ids, lambda path: hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest())
     return {slide_id: path for path, slide_id in ids.items()}
 
 
@@ -234,10 +240,12 @@ def _join(folder: str, stem: str) -> str:
     return "__".join([*parts, stem])
 
 
-def _tell_apart(ids: dict[str, str], marks: dict[str, str]) -> dict[str, str]:
+def _tell_apart(ids: dict[str, str], mark: Callable[[str], str]) -> dict[str, str]:
     """Path to id; every id that several paths have gets the mark of its path behind it."""
+    if len(set(ids.values())) == len(ids):
+        return ids
     counts = Counter(ids.values())
-    return {path: f"{known}__{marks[path]}" if counts[known] > 1 else known for path, known in ids.items()}
+    return {path: f"{known}__{mark(path)}" if counts[known] > 1 else known for path, known in ids.items()}
 
 
 def _listed(file: Path) -> list[Path]:

@@ -8,6 +8,7 @@ of several files, whose state is not that of one.
 
 import contextlib
 import os
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from tiler.slide import fingerprint
 
 _OF_SEVERAL_FILES = (".mrxs", ".vms", ".vmu", ".dcm", ".zarr")
 _BATCH = 1_024
+_FAR_S = 1e-4
+"""A file state takes longer over a network, and a tenth of it on a local disk."""
 _THREADS = 16
 """File states asked for, and fingerprints computed, at a time: on network file systems the wait is latency."""
 
@@ -68,8 +71,12 @@ def survey(wanted: Wanted, catalog: pa.Table, known: Mapping[str, Place]) -> Sur
     with ThreadPoolExecutor(_THREADS) as pool:
         made_with = dict(zip(wanted.masks, pool.map(partial(_hash, wanted.config), wanted.masks.values()), strict=True))
         settled_by_settings = set() if wanted.overwrite else _match_settings(wanted, catalog, made_with)
-        batches = [files[start : start + _BATCH] for start in range(0, len(files), _BATCH)]
-        states = [state for batch in pool.map(_states, batches) for state in batch]
+        started = time.perf_counter()
+        states = _states(files[:_BATCH])
+        is_far = time.perf_counter() - started > _FAR_S * len(states)
+        batches = [files[start : start + _BATCH] for start in range(_BATCH, len(files), _BATCH)]
+        # On a local disk threads would only wait for one another.
+        states += [state for batch in (pool.map if is_far else map)(_states, batches) for state in batch]
         base = str(wanted.base)
         places = {
             slide_id: Place(base, wanted.slides[slide_id], *state) for slide_id, state in zip(ids, states, strict=True)
