@@ -164,6 +164,16 @@ class Tile:
         return result, 1 if errors or tiled.num_unreadable else 0
 
 
+def _in_words(value: Any) -> str:
+    """A finding as a line for people."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_in_words(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        is_size = len(value) > 1 and isinstance(value[0], int)
+        return (" x " if is_size else ", ").join(map(_in_words, value)) or "none"
+    return "none" if value is None else str(value)
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -218,7 +228,7 @@ class Doctor:
             problems += findings["slide"]["problems"]
         for name, value in (*findings.items(), *findings.get("slide", {}).items()):
             if name not in ("slide", "problems"):
-                print(f"{name:<12} {value}", file=sys.stderr)
+                print(f"{name:<12} {_in_words(value)}", file=sys.stderr)
         for problem in problems:
             print(f"problem: {problem}", file=sys.stderr)
         return findings, 1 if problems else 0

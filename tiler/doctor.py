@@ -100,7 +100,7 @@ def _open_with_all(path: Path) -> tuple[dict[str, Slide], dict[str, str]]:
     """The slide by every reader that opens it, and of each reader "opens" or why not."""
     opened, told = {}, {}
     for name in get_args(Backend):
-        if name == "auto":
+        if name == "auto" or (name == "zarr") != path.is_dir():
             continue
         try:
             opened[name] = open_slide(path, name)

@@ -105,3 +105,51 @@ def test_neighbours_in_the_array_are_neighbours_on_the_slide() -> None:
     steps = np.abs(np.diff(grid.x_l0)) + np.abs(np.diff(grid.y_l0))
     assert len(grid.x_l0) == 64
     assert (steps == 100).all()
+
+
+@given(
+    st.tuples(sides, sides),
+    st.tuples(st.integers(20, 200), st.integers(20, 200)),
+    st.tuples(st.floats(0, 3), st.floats(0, 3)),
+    st.sampled_from([0, 0.25, 0.6]),
+)
+def test_a_shifted_lattice_starts_where_asked_and_stays_inside(
+    size: tuple[int, int], read: tuple[int, int], offset: tuple[float, float], overlap_share: float
+) -> None:
+    read_size = ReadSize(level=0, read_w=read[0], read_h=read[1], is_native=True)
+    lattice = lay_lattice(size, read_size, overlap_share=overlap_share, offset_share=offset)
+    for axis, starts in enumerate((lattice.xs, lattice.ys)):
+        first = round(offset[axis] * read[axis])
+        if first + read[axis] > size[axis]:
+            assert len(starts) == 0
+            continue
+        assert starts[0] == first
+        assert starts[-1] + read[axis] <= size[axis]
+        # The next one would not lie inside.
+        assert round(first + len(starts) * read[axis] * (1 - overlap_share)) + read[axis] > size[axis] - 1
+
+
+@given(st.tuples(sides, sides), st.tuples(st.integers(20, 200), st.integers(20, 200)), st.integers(16, 128))
+def test_an_aligned_lattice_starts_at_corners_of_the_files_tiles(
+    size: tuple[int, int], read: tuple[int, int], file_tile: int
+) -> None:
+    read_size = ReadSize(level=0, read_w=read[0], read_h=read[1], is_native=True)
+    lattice = lay_lattice(size, read_size, align_to=(file_tile, file_tile))
+    for axis, starts in enumerate((lattice.xs, lattice.ys)):
+        assert (starts % file_tile == 0).all()
+        assert (np.diff(starts) >= read[axis]).all()
+        assert (np.diff(starts) - read[axis] < file_tile).all()
+
+
+def test_each_place_is_rejected_for_the_first_reason_that_holds() -> None:
+    read_size = ReadSize(level=0, read_w=10, read_h=10, is_native=True)
+    tissue = np.ones((10, 40), bool)
+    tissue[:, :10] = False  # The first place holds none.
+    pen, blur = np.zeros_like(tissue), np.zeros_like(tissue)
+    pen[:, 10:20] = True
+    blur[:, 10:25] = True  # All of the second, half of the third.
+    lattice = lay_lattice((40, 10), read_size)
+    for least, rejected, shares in ((0.25, (1, 1, 0), [0.5, 1]), (0.75, (1, 1, 1), [1])):
+        grid = make_grid(lattice, read_size, 1.0, tissue, {"pen": pen, "blur": blur}, (40, 10), min_tissue=least)
+        assert grid.rejected == dict(zip(("tissue", "pen", "blur"), rejected, strict=True))
+        assert grid.tissue.tolist() == shares
