@@ -168,7 +168,7 @@ def test_an_unknown_flag_is_wrong_usage(slidegrad: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--tile-px", "0"), "--tile-px 0: expected at least 1 px"),
+        (("--tile-px", "0"), "--tile-px 0: expected 1 to 65,536 px"),
         (("--mpp", "-1"), "--mpp -1.0: expected microns"),
         (("--overlap", "224"), "--overlap 224: expected px"),
         (("--min-tissue", "1.5"), "--min-tissue 1.5: expected a share"),

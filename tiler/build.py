@@ -182,9 +182,9 @@ def tile_slide(task: Task, out: Path, config: TilerConfig) -> Done:
     try:
         outcome = build_manifest(task.path, task.slide_id, config, mpp=task.mpp, mask=task.mask)
     except SlidegradError as error:
-        record = write_failure(task, out, config, str(error))
+        record = _fail(task, out, config, str(error))
     except Exception as error:  # noqa: BLE001 - the per-slide boundary: the outcome is recorded, the archive goes on
-        record = write_failure(task, out, config, f"slide {task.slide_id}: {type(error).__name__}: {error}")
+        record = _fail(task, out, config, f"{type(error).__name__}: {error}")
     else:
         record, check_s = outcome.manifest.slide, outcome.check_s
         write_mask(mask_path(out, task.slide_id), outcome.mask)
@@ -192,20 +192,24 @@ def tile_slide(task: Task, out: Path, config: TilerConfig) -> Done:
     return Done(record, time.perf_counter() - started, check_s)
 
 
-def write_failure(task: Task, out: Path, config: TilerConfig, error: str, *, touch: bool = True) -> SlideRecord:
-    """Writes the manifest of a slide that cannot be used: zero tiles and one sentence that names the slide id alone.
-
-    Args:
-        task, out, config: as for `tile_slide`.
-        error: the sentence.
-        touch: read the file for its fingerprint. Not where reading it is what went wrong: it may hang again.
-    """
+def _fail(task: Task, out: Path, config: TilerConfig, error: str) -> SlideRecord:
     try:
-        mark = fingerprint(task.path) if touch and (task.path.is_file() or task.path.is_dir()) else ""
+        mark = fingerprint(task.path) if task.path.is_file() or task.path.is_dir() else ""
     except (OSError, SlidegradError):
         mark = ""
     files = [file for file in (task.path, task.mask) if file is not None]
-    record = failed_record(task.slide_id, hide_paths(error, task.slide_id, *files), mark, config.hash)
+    return write_failure(task, out, config, hide_paths(error, task.slide_id, *files), mark)
+
+
+def write_failure(task: Task, out: Path, config: TilerConfig, sentence: str, mark: str = "") -> SlideRecord:
+    """Writes the manifest of a slide that cannot be used: zero tiles, and why. Does not touch the slide itself.
+
+    Args:
+        task, out, config: as for `tile_slide`.
+        sentence: why; names no file.
+        mark: the slide's fingerprint, "" where it could not be computed.
+    """
+    record = failed_record(task.slide_id, sentence, mark, config.hash)
     mask_path(out, task.slide_id).unlink(missing_ok=True)  # Of an earlier success.
     none = np.zeros(0, np.int32)
     manifest = Manifest(record, none, none, none.astype(np.float32))

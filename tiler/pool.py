@@ -190,8 +190,7 @@ def _collect(
             elif attempt < attempts:
                 running[submit(task)] = task, attempt + 1
             else:
-                sentence = f"slide {task.slide_id}: {_why(error, limits)}"
-                yield Done(write_failure(task, out, config, sentence, touch=False), 0.0, 0.0)
+                yield Done(write_failure(task, out, config, _why(error, limits)), 0.0, 0.0)
 
 
 def _why(error: BaseException, limits: Limits) -> str:
