@@ -76,6 +76,18 @@ class Tiled:
     notes: list[str]
 
 
+def check_out(out: Path) -> None:
+    """Refuses a place that no manifest can be added to.
+
+    Raises:
+        TilerError: an address elsewhere, or a compacted set.
+    """
+    if local_path(out) is None:
+        raise TilerError(f"--out {out}: manifests are written to a folder of this machine; copy them from there")
+    if is_set(out):
+        raise TilerError(f"--out {out}: a compacted set takes no more slides; give the folder it was made from")
+
+
 def plan_archive(
     archive: str,
     out: Path,
@@ -100,10 +112,7 @@ def plan_archive(
     """
     if not archive.strip():
         raise TilerError("ARCHIVE is empty; give a folder, a slide, a glob or a list (. is the folder you stand in)")
-    if local_path(out) is None:
-        raise TilerError(f"--out {out}: manifests are written to a folder of this machine; copy them from there")
-    if is_set(out):
-        raise TilerError(f"--out {out}: a compacted set takes no more slides; give the folder it was made from")
+    check_out(out)
     if config.tissue.mask_values and masks is None:
         raise TilerError("--mask-values says what the pictures of --masks mean; give --masks too")
     found = find_slides(archive)

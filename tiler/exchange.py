@@ -38,6 +38,7 @@ from manifests.files import mask_path, read_manifest, tiles_path, write_manifest
 from manifests.schema import Manifest, SlideRecord
 from manifests.source import LocalManifests, ManifestSource, open_manifests
 from manifests.writing import told_as
+from tiler.archive import check_out
 from tiler.discover import find_slides
 from tiler.errors import TilerError
 from tiler.outcome import failed_record, hide_paths
@@ -156,6 +157,7 @@ class Import:
             raise TilerError(f"--default-mpp {self.default_mpp}: expected microns per px in (0, 100]")
 
     def run(self) -> tuple[dict[str, Any], int]:
+        check_out(self.out)
         found = find_slides(self.slides)
         mpp = read_mpp_csv(self.mpp_csv) if self.mpp_csv else {}
         _make_folder(self.out)

@@ -16,8 +16,10 @@ import tyro
 
 from manifests import Manifest, ManifestError, SlideRecord, open_manifests, read_manifest, write_manifest
 from manifests.catalog import read_catalog, read_paths, rebuild_catalog
+from manifests.compact import compact
 from manifests.exchange import Format
 from manifests.files import mask_path, tiles_path
+from manifests.source import open_stored
 from tiler import TilerConfig, open_slide, read_tiles
 from tiler.archive import Job, tile_archive
 from tiler.errors import TilerError
@@ -192,6 +194,16 @@ def test_a_tile_past_the_edge_is_kept_and_white_there(small_cohort: Path, tmp_pa
     assert (tile[16:] == 255).all()
     assert (tile[:, 32:] == 255).all()
     assert np.array_equal(tile[:16, :32], slide.read(width - 32, height - 16, 0, 32, 16))
+
+
+def test_a_compacted_set_takes_no_import(small_cohort: Path, small_manifests: Path, tmp_path: Path) -> None:
+    compact(open_stored(small_manifests), tmp_path / "set")
+    before = (tmp_path / "set" / "catalog.parquet").read_bytes()
+    file = _clam(tmp_path / "p.h5", [[0, 0]])
+    command = Import(kind="clam", files=(file,), slides=str(small_cohort / "slides"), out=tmp_path / "set")
+    with pytest.raises(TilerError, match="a compacted set takes no more slides"):
+        command.run()
+    assert (tmp_path / "set" / "catalog.parquet").read_bytes() == before
 
 
 def test_tiling_does_not_take_an_import_for_its_own(small_cohort: Path, tmp_path: Path) -> None:
