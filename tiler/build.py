@@ -20,12 +20,11 @@ from tiler.errors import TilerError
 from tiler.grid import lay_lattice, make_grid
 from tiler.integrity import check_whole, find_damage
 from tiler.masks import MaskRecord, Overview, label_areas, read_overview, trace_outline, write_mask
-from tiler.outcome import failed_record, hide_paths
+from tiler.outcome import failed_record, hide_paths, slide_record
 from tiler.outside import SUFFIXES, read_outside
 from tiler.scale import resolve_mpp
 from tiler.slide import Slide, fingerprint, open_slide
 from tiler.tissue import find_tissue
-from tiler.version import VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,23 +101,12 @@ def build_manifest(
     covers = tissue.shape[1] * px_per_mask_px, tissue.shape[0] * px_per_mask_px
     grid = make_grid(lattice, read, level.downsample, tissue, artefacts, covers, min_tissue=config.min_tissue)
     areas = label_areas(tissue, artefacts)
-    width, height = slide.size_l0
-    record = SlideRecord(
-        slide_id=slide_id,
+    record = dataclasses.replace(
+        slide_record(slide, slide_id, mpp, mpp_source),
         status="ok" if len(grid.x_l0) else "empty",
         num_tiles=len(grid.x_l0),
         num_rejected=sum(grid.rejected.values()),
         **{f"rejected_{reason}": count for reason, count in grid.rejected.items()},  # type: ignore[arg-type]
-        width_l0=width,
-        height_l0=height,
-        mpp_x=mpp[0],
-        mpp_y=mpp[1],
-        mpp_source=mpp_source,
-        mpp_conflict=slide.scale.conflict,
-        mpp_other=slide.scale.other,
-        backend=slide.backend,
-        vendor=slide.vendor,
-        fingerprint=slide.fingerprint,
         check=config.check,
         tile_px=config.tile_px,
         tile_mpp=config.mpp,
@@ -128,7 +116,6 @@ def build_manifest(
         read_h=read.read_h,
         tissue_mm2=float((areas == 1).sum()) * overview.px_l0**2 * mpp[0] * mpp[1] / 1e6,
         config_hash=settings_hash(config, mask),
-        version=VERSION,
     )
     kept = MaskRecord(overview, areas, trace_outline(areas == 1, overview.px_l0))
     started = time.perf_counter()

@@ -41,10 +41,9 @@ from manifests.writing import told_as
 from tiler.archive import check_out
 from tiler.discover import find_slides
 from tiler.errors import TilerError
-from tiler.outcome import failed_record, hide_paths
+from tiler.outcome import failed_record, hide_paths, slide_record
 from tiler.scale import read_mpp_csv, resolve_mpp
 from tiler.slide import open_slide
-from tiler.version import VERSION
 
 _MAX_LISTED = 20
 _Kind = Annotated[tyro.conf.Positional[Format], tyro.conf.arg(metavar="FORMAT")]
@@ -227,22 +226,7 @@ class Import:
     def _fit(self, tiles: TileSet, slide_id: str, path: Path, csv_mpp: tuple[float, float] | None) -> Fitted:
         slide = open_slide(path)
         mpp, mpp_source = resolve_mpp(slide_id, slide.vendor, slide.scale, csv_mpp, self.default_mpp)
-        width, height = slide.size_l0
-        record = SlideRecord(
-            slide_id=slide_id,
-            status="empty",
-            width_l0=width,
-            height_l0=height,
-            mpp_x=mpp[0],
-            mpp_y=mpp[1],
-            mpp_source=mpp_source,
-            mpp_conflict=slide.scale.conflict,
-            mpp_other=slide.scale.other,
-            backend=slide.backend,
-            vendor=slide.vendor,
-            fingerprint=slide.fingerprint,
-            version=VERSION,
-        )
+        record = slide_record(slide, slide_id, mpp, mpp_source)
         levels = tuple(LevelSize(level.width, level.height, level.downsample) for level in slide.levels)
         return fit_tiles(tiles, record, levels, self.tile_px)
 

@@ -1,14 +1,42 @@
-"""What is said of a slide that cannot be used: one sentence that names its id and nothing else."""
+"""Records of slides: what a slide says of itself; of one that cannot be used, a sentence that names its id alone."""
 
 import re
 import unicodedata
 from pathlib import Path
 
 from manifests.schema import SlideRecord
+from tiler.slide import Slide
 from tiler.version import VERSION
 
 _PATH = re.compile(r"""(?<![\w.])(?:[A-Za-z]:)?/[^\s:'")]+/[^\s:'")]*""")
 """An absolute path, as far as it has no space."""
+
+
+def slide_record(slide: Slide, slide_id: str, mpp: tuple[float, float], mpp_source: str) -> SlideRecord:
+    """The record of an open slide without tiles.
+
+    Args:
+        slide: the slide.
+        slide_id: its id.
+        mpp: microns per level-0 px (x, y), as resolved.
+        mpp_source: where they came from.
+    """
+    width, height = slide.size_l0
+    return SlideRecord(
+        slide_id=slide_id,
+        status="empty",
+        width_l0=width,
+        height_l0=height,
+        mpp_x=mpp[0],
+        mpp_y=mpp[1],
+        mpp_source=mpp_source,
+        mpp_conflict=slide.scale.conflict,
+        mpp_other=slide.scale.other,
+        backend=slide.backend,
+        vendor=slide.vendor,
+        fingerprint=slide.fingerprint,
+        version=VERSION,
+    )
 
 
 def hide_paths(sentence: str, slide_id: str, *files: Path) -> str:
