@@ -88,6 +88,18 @@ def check_out(out: Path) -> None:
         raise TilerError(f"--out {out}: a compacted set takes no more slides; give the folder it was made from")
 
 
+def make_out(out: Path) -> None:
+    """Makes the folder, where it is not there yet.
+
+    Raises:
+        TilerError: it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TilerError(f"--out {out}: cannot make this folder ({error.strerror})") from None
+
+
 def plan_archive(
     archive: str,
     out: Path,
@@ -204,10 +216,7 @@ def tile_archive(
     job = job or Job()
     plan = plan_archive(archive, out, config, job, mpp=mpp, masks=masks)
     out = out.absolute()  # Workers elsewhere stand in another folder.
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TilerError(f"--out {out}: cannot make this folder ({error.strerror})") from None
+    make_out(out)
     places = dict(plan.survey.places)
     writer = _writer(archive, job)
     write_paths(out, writer, places)

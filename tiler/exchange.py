@@ -38,7 +38,7 @@ from manifests.files import mask_path, read_manifest, tiles_path, write_manifest
 from manifests.schema import Manifest, SlideRecord
 from manifests.source import LocalManifests, ManifestSource, open_manifests
 from manifests.writing import told_as
-from tiler.archive import check_out
+from tiler.archive import check_out, make_out
 from tiler.discover import find_slides
 from tiler.errors import TilerError
 from tiler.outcome import failed_record, hide_paths, slide_record
@@ -74,7 +74,7 @@ class Export:
             raise TilerError(f"--slides: {len(unknown)} ids are not in the manifests, first {unknown[0]!r}")
         wanted = sorted(set(self.slides)) or list(status)
         todo = [slide_id for slide_id in wanted if status[slide_id] != "failed"]
-        _make_folder(self.out)
+        make_out(self.out)
         notes: Counter[str] = Counter({"failed when they were tiled, left out": len(wanted) - len(todo)})
         failed, num_tiles = [] if self.slides else _name_unusable(source), 0
         num_slides = len(todo) + len(failed)
@@ -159,7 +159,7 @@ class Import:
         check_out(self.out)
         found = find_slides(self.slides)
         mpp = read_mpp_csv(self.mpp_csv) if self.mpp_csv else {}
-        _make_folder(self.out)
+        make_out(self.out)
         counts: Counter[str] = Counter()
         notes: Counter[str] = Counter()
         failed: list[str] = []
@@ -234,7 +234,7 @@ class Import:
         """Where the slides lie, and the catalogue."""
         if places:
             work = "\0".join([str(base), self.kind, *map(os.path.abspath, self.files)])
-            writer = f"{os.uname().nodename}-{hashlib.blake2b(work.encode(), digest_size=6).hexdigest()}"
+            writer = f"import-{hashlib.blake2b(work.encode(), digest_size=6).hexdigest()}"
             write_paths(self.out, writer, places)
         rebuild_catalog(self.out)
 
@@ -318,10 +318,3 @@ def _tell(failed: list[str], notes: Mapping[str, int]) -> None:
         print(f"failed: {error}", file=sys.stderr)
     if len(failed) > _MAX_LISTED:
         print(f"… and {len(failed) - _MAX_LISTED} more", file=sys.stderr)
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TilerError(f"--out {out}: cannot make this folder ({error.strerror})") from None
