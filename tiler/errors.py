@@ -9,3 +9,7 @@ class TilerError(SlidegradError):
 
 class ReadError(TilerError):
     """Pixels that could not be read from a slide that had opened."""
+
+
+class DamageError(ReadError):
+    """Pixels whose compressed bytes are damaged: reading them again is of no use."""
