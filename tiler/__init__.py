@@ -2,8 +2,20 @@
 
 from tiler.build import build_manifest
 from tiler.config import TilerConfig
-from tiler.errors import ReadError, TilerError
-from tiler.reader import read_tiles
+from tiler.errors import DamageError, ReadError, TilerError
+from tiler.reader import TilePlan, plan_tiles, read_plan, read_tiles
 from tiler.slide import Slide, open_slide
 
-__all__ = ["ReadError", "Slide", "TilerConfig", "TilerError", "build_manifest", "open_slide", "read_tiles"]
+__all__ = [
+    "DamageError",
+    "ReadError",
+    "Slide",
+    "TilePlan",
+    "TilerConfig",
+    "TilerError",
+    "build_manifest",
+    "open_slide",
+    "plan_tiles",
+    "read_plan",
+    "read_tiles",
+]

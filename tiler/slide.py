@@ -3,11 +3,13 @@
 import math
 import struct
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import openslide
 from numpy.typing import NDArray
 
+from manifests.geometry import level_to_l0
 from tiler.backends import (
     PAD_VALUE,
     CucimPixels,
@@ -20,12 +22,16 @@ from tiler.backends import (
 from tiler.config import Backend
 from tiler.errors import ReadError, TilerError
 from tiler.fingerprint import fingerprint, fingerprint_with
+from tiler.jpeg import JpegTiles, can_decode
 from tiler.scale import MppReading, Stated, read_mpp, vendor_field
 from tiler.tiff import TiffFacts, read_tiff, refuse_other_images
+from tiler.tiff_tables import TileTable, find_table, read_tables
 
 __all__ = ["Slide", "fingerprint", "open_slide"]
 
 _NO_VENDOR = ("", "generic-tiff")
+_MOVED = ("leica", "trestle", "ventana")
+"""Vendors whose tiles do not lie on a plain grid."""
 _DAMAGE = (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, struct.error)
 """What readers written in Python raise at numbers that make no sense: a table too short, a width of 0."""
 _READ_ERRORS = (*_DAMAGE, RuntimeError, OSError, openslide.OpenSlideError, MemoryError)
@@ -53,6 +59,7 @@ class Slide:
         self.backend, self.levels = pixels.name, pixels.levels
         self.mpp, self.mpp_source = scale.mpp, scale.source
         self.fingerprint = fingerprint_with(path, tiff)
+        self._jpeg_tiles: dict[int, JpegTiles | None] = {}
 
     @property
     def size_l0(self) -> tuple[int, int]:
@@ -62,6 +69,53 @@ class Slide:
     def is_exact(self, level: int) -> bool:
         """A region's pixels do not depend on where the read that holds it began."""
         return self._pixels.is_exact(level)
+
+    def table(self, level: int) -> TileTable | None:
+        """Where the compressed tiles of a level lie in a TIFF; None where a level is no picture's plain grid.
+
+        Raises:
+            TilerError: the tables make no sense.
+        """
+        size = self.levels[level].width, self.levels[level].height
+        return None if self.vendor in _MOVED else find_table(read_tables(self.path), *size)
+
+    def jpeg_tiles(self, level: int) -> JpegTiles | None:
+        """The way in to a level's own tiles, where they are JPEGs that show, bit for bit, what its reader shows."""
+        if level not in self._jpeg_tiles:
+            table = self.table(level) if self.is_exact(level) else None
+            tiles = JpegTiles(self.path, table) if table is not None and can_decode(table) else None
+            self._jpeg_tiles[level] = tiles if tiles is not None and self._shows(tiles, table, level) else None
+        return self._jpeg_tiles[level]
+
+    def _shows(self, tiles: JpegTiles, table: TileTable | None, index: int) -> bool:
+        """Whether JPEG tiles decode to what the reader shows, by one of them; by others where that is damaged."""
+        assert table is not None, "there are no tiles without it"
+        level = self.levels[index]
+        sizes = table.num_bytes.ravel()
+        by_size = np.argsort(sizes, kind="stable")[np.count_nonzero(sizes == 0) :]
+        for share in (0.75, 0.5, 0.9) if len(by_size) else ():
+            row, column = divmod(int(by_size[int(share * len(by_size))]), table.shape[1])
+            x, y = column * table.tile_w, row * table.tile_h
+            size = min(table.tile_w, level.width - x), min(table.tile_h, level.height - y)
+            x_l0, y_l0 = level_to_l0(np.array([x, y]), level.downsample).tolist()
+            try:
+                ours, theirs = tiles.read(x, y, *size), self.read(x_l0, y_l0, index, *size)
+            except ReadError:
+                continue
+            if np.array_equal(ours, theirs):
+                return True
+        return False
+
+    def reopen(self) -> None:
+        """A fresh handle for the same file.
+
+        Raises:
+            TilerError: it cannot be opened any more, or is another file now.
+        """
+        anew = open_slide(self.path, cast(Backend, self.backend))
+        if anew.fingerprint != self.fingerprint:
+            raise TilerError(f"{self.path.name}: the file changed while it was open; tile it again")
+        self._pixels, self._jpeg_tiles = anew._pixels, {}
 
     def read(self, x_l0: int, y_l0: int, level: int, width: int, height: int) -> NDArray[np.uint8]:
         """One region, RGB (height, width, 3); white past the edge.

@@ -1,6 +1,6 @@
 """What a TIFF's directories say of its pyramid, read once when a slide is opened. No pixel, no description is kept.
 
-Not for reading tiles (tiler/backends) and not for judging bytes (tiler/integrity.py).
+Not for reading tiles (tiler/backends) and not for judging bytes (tiler/integrity).
 """
 
 import contextlib

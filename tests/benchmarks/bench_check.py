@@ -4,6 +4,8 @@ Cost: seconds of each check on one synthetic slide (JPEG, 20,000 px; all its 224
 every compressed tile is touched), one thread, warm cache; the median of the rounds, each round running all ways, and
 the ratio to `read_tiles` of the same tiles. `tables` is one parse of the TIFF tables; all checks of a slide share it.
 The same for tables and markers of a slide of 100,000 px, whose 204,096 tiles are the same few bytes of the file.
+`rows` is what a second look while training costs: seconds for as many random tiles, their marks alone and strictly, and
+how many compressed tiles lie under them.
 
 Detection: the share of damaged tiles that is noticed, by codec, kind of damage and check; `changed` is the share of
 them whose pixels differ at all from what they were. `false_alarms` counts undamaged tiles that are called damaged.
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 
 from manifests import Manifest
 from tiler import TilerConfig, build_manifest, open_slide, read_tiles
-from tiler.integrity import find_damage
+from tiler.integrity import _lay, bad_mark_rows, bad_rows, find_damage
 from tiler.integrity.decode import bad_decodes
 from tiler.integrity.markers import bad_marks
 from tiler.slide import Slide
@@ -34,6 +36,7 @@ from tiler.tiff_tables import TileTable, _read_tables, read_tables
 CODECS = ("jpeg", "jpeg2000", "lzw", "deflate", "none")
 KINDS = ("cut", "zeros", "random", "byte", "bit", "mixed", "swapped")
 TILE_PX = 256
+NUM_ROWS = (2600, 64, 8, 1)
 
 
 def main(
@@ -109,7 +112,20 @@ def _cost(path: Path, num_rounds: int) -> dict[str, object]:
         "spread": {way: round((max(v) - min(v)) / medians[way], 2) for way, v in seconds.items()},
         "ratio_to_read_tiles": {way: round(value / medians["read_tiles"], 4) for way, value in medians.items()},
         "false_alarms": found,
+        "rows": [_cost_of_rows(slide, manifest, min(num, len(manifest)), num_rounds) for num in NUM_ROWS],
     }
+
+
+def _cost_of_rows(slide: Slide, manifest: Manifest, num_rows: int, num_rounds: int) -> dict[str, float]:
+    rows = np.random.default_rng(0).choice(len(manifest), num_rows, replace=False)
+    ways: dict[str, Callable[[], object]] = {
+        "marks": lambda: bad_mark_rows(slide, manifest, rows),
+        "strict": lambda: bad_rows(slide, manifest, rows),
+    }
+    seconds = {way: round(statistics.median(values), 5) for way, values in _time(ways, num_rounds).items()}
+    under = _lay(slide, manifest, rows)
+    assert under is not None
+    return {"num_rows": num_rows, "num_file_tiles": int(under[1].touched().sum()), **seconds}
 
 
 def _cost_of_tables(path: Path, num_rounds: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,17 @@ from numpy.typing import NDArray
 
 from manifests import Manifest
 from manifests.geometry import l0_to_level
-from tiler import ReadError, Slide, TilerConfig, TilerError, build_manifest, open_slide, read_tiles
+from tiler import (
+    DamageError,
+    Slide,
+    TilerConfig,
+    TilerError,
+    build_manifest,
+    open_slide,
+    plan_tiles,
+    read_plan,
+    read_tiles,
+)
 from tiler.slide import Backend
 
 Opened = tuple[Slide, Manifest]
@@ -57,6 +68,10 @@ def opened(small_cohort: Path) -> Callable[[str, Backend], Opened]:
     return find
 
 
+def _read(slide: Slide, manifest: Manifest, rows: NDArray[np.int64], *, in_regions: bool) -> NDArray[np.uint8]:
+    return read_plan(slide, manifest, plan_tiles(slide, manifest, rows, in_regions=in_regions), num_threads=1)
+
+
 def _alone(slide: Slide, manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     return np.concatenate([read_tiles(slide, manifest, rows[i : i + 1], num_threads=1) for i in range(len(rows))])
 
@@ -71,6 +86,8 @@ def _assert_bit_equal(slide: Slide, manifest: Manifest, rows: NDArray[np.int64],
     for pick in picks:
         for num_threads in (1, 2):
             assert np.array_equal(read_tiles(slide, manifest, rows[pick], num_threads=num_threads), alone[pick])
+        # By the slide's reader where JPEG tiles are decoded from their bytes above.
+        assert np.array_equal(_read(slide, manifest, rows[pick], in_regions=True), alone[pick])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -130,6 +147,26 @@ def test_both_backends_read_almost_the_same(opened: Callable[[str, Backend], Ope
     assert np.abs(a - b).mean() < 1.5
 
 
+def test_jpeg_tiles_are_decoded_from_their_bytes(opened: Callable[[str, Backend], Opened], real_slides: Path) -> None:
+    for backend in BACKENDS:
+        slide, manifest = opened("native at level 0", backend)
+        assert plan_tiles(slide, manifest, np.arange(4)).jpeg_tiles is not None
+        assert plan_tiles(slide, manifest, np.arange(4), in_regions=True).jpeg_tiles is None
+    assert open_slide(real_slides / "CMU-1-Small-Region.svs").jpeg_tiles(0) is not None
+    assert open_slide(real_slides / "TCGA-CR-7395-01A-01-TS1.svs").jpeg_tiles(0) is None  # JPEG 2000.
+
+
+def test_jpeg_tiles_that_show_something_else_than_the_reader_are_left_to_it(
+    opened: Callable[[str, Backend], Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide, _ = opened("native at level 0", "cucim")
+    anew = open_slide(slide.path)
+    # As if its RGB were taken for YCbCr.
+    decode = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **b: decode(*a, **b)[..., ::-1])
+    assert anew.jpeg_tiles(0) is None
+
+
 def test_tiles_go_straight_into_a_given_buffer(opened: Callable[[str, Backend], Opened]) -> None:
     for name in ("native at level 0", "resampled from level 0"):
         slide, manifest = opened(name, "cucim")
@@ -154,6 +191,20 @@ def test_no_rows_are_no_tiles(opened: Callable[[str, Backend], Opened]) -> None:
     assert read_tiles(*opened("native at level 0", "cucim"), np.zeros(0, np.int64)).shape == (0, 64, 64, 3)
 
 
+def test_tiles_past_the_edge_are_white_there(opened: Callable[[str, Backend], Opened]) -> None:
+    slide, manifest = opened("native at level 0", "cucim")
+    width, height = slide.size_l0
+    x, y = np.array([width - 40, -30, 64], np.int32), np.array([height - 40, 64, 64], np.int32)
+    moved = Manifest(dataclasses.replace(manifest.slide, num_tiles=3), x, y, manifest.tissue[:3])
+    corner, left, inside = read_tiles(slide, moved, np.arange(3))
+    assert (corner[40:] == 255).all()
+    assert (corner[:, 40:] == 255).all()
+    assert np.array_equal(corner[:40, :40], slide.read(width - 40, height - 40, 0, 40, 40))
+    assert (left[:, :30] == 255).all()
+    assert np.array_equal(left[:, 30:], slide.read(0, 64, 0, 34, 64))
+    assert np.array_equal(inside, read_tiles(slide, moved, np.array([2]))[0])
+
+
 @pytest.mark.parametrize("row", [-1, 10_000])
 def test_a_row_that_is_not_there_is_refused(row: int, opened: Callable[[str, Backend], Opened]) -> None:
     with pytest.raises(TilerError, match=r"slide synth_0000: rows .*the manifest has"):
@@ -170,8 +221,8 @@ def test_a_file_that_changed_is_refused(small_cohort: Path, tmp_path: Path) -> N
         read_tiles(open_slide(path), manifest, np.array([0]))
 
 
-def test_pixels_that_cannot_be_read_are_an_error(small_cohort: Path, tmp_path: Path) -> None:
-    """OpenSlide; cuCIM gives whatever lay in memory, which is why bytes are checked when a slide is tiled."""
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pixels_that_cannot_be_read_are_an_error(backend: Backend, small_cohort: Path, tmp_path: Path) -> None:
     path = tmp_path / "case.svs"
     shutil.copy(small_cohort / "slides" / "synth_0000.svs", path)
     with tifffile.TiffFile(path) as tiff:
@@ -181,8 +232,8 @@ def test_pixels_that_cannot_be_read_are_an_error(small_cohort: Path, tmp_path: P
         for offset, num_bytes in places:
             stream.seek(offset)
             stream.write(bytes(num_bytes))
-    slide, manifest = _open(path, dataclasses.replace(SETTINGS["native at level 0"], check="none"), "openslide")
-    with pytest.raises(ReadError, match=r"region .* level 0:"):
+    slide, manifest = _open(path, dataclasses.replace(SETTINGS["native at level 0"], check="none"), backend)
+    with pytest.raises(DamageError, match=r"slide case: damaged under 4 of its tiles"):
         read_tiles(slide, manifest, np.arange(4))
 
 

@@ -1,8 +1,11 @@
 """The tables of a TIFF: which tiles lie where, for every layout, and one sentence where they make no sense."""
 
+import errno
+import logging
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import tifffile
 
 from tiler import TilerConfig, TilerError, build_manifest, open_slide
 from tiler.integrity import check_whole, find_damage
-from tiler.tiff_tables import _read_tables, find_table, read_tables
+from tiler.tiff_tables import _NUM_KEPT, _quiet, _read_tables, find_table, read_tables
 
 
 @pytest.fixture
@@ -102,6 +105,50 @@ def test_the_tables_are_parsed_once_a_file(path: Path) -> None:
     _append(path)
     check_whole(path)
     assert _read_tables.cache_info().misses == before + 2
+
+
+def test_the_tables_of_a_few_slides_are_kept(path: Path, tmp_path: Path) -> None:
+    """While training, several are looked at in turn."""
+    paths = [tmp_path / f"case_{i}.svs" for i in range(2 * _NUM_KEPT)]
+    for copy in paths:
+        shutil.copy(path, copy)
+    before = _read_tables.cache_info().misses
+    for _ in range(3):
+        for copy in paths[:4]:
+            read_tables(copy)
+    assert _read_tables.cache_info().misses == before + 4
+    for copy in paths:
+        read_tables(copy)
+    assert _read_tables.cache_info().currsize == _NUM_KEPT
+
+
+def test_a_disk_that_does_not_answer_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it remembered."""
+
+    def fail(path: Path) -> None:  # noqa: ARG001
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tiler.tiff_tables.open_tiff", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            read_tables(path)
+    assert len(read_tables(path)) == 3
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_tables(path)
+
+
+def test_what_tifffile_says_in_other_threads_meanwhile_passes(caplog: pytest.LogCaptureFixture) -> None:
+    def say() -> None:
+        logging.getLogger("tifffile").warning("odd")
+
+    with _quiet(), ThreadPoolExecutor(1) as other:
+        say()
+        assert not caplog.records
+        other.submit(say).result()
+    assert [record.message for record in caplog.records] == ["odd"]
+    say()
+    assert len(caplog.records) == 2
 
 
 def _append(path: Path) -> None:

@@ -1,0 +1,89 @@
+"""JPEG tiles of a TIFF, decoded from their own bytes: at the limit of libjpeg-turbo, and strictly.
+
+The fast way in for the training loader, beside the readers of whole regions (tiler/backends). Why not by cuCIM, which
+opens the slide and reads its other pixels: it does not raise at a damaged JPEG but returns what lay in memory, and the
+guards against that cost a tenth; and its speed is luck. libjpeg-turbo writes rows past the cache where a buffer begins
+at a multiple of 32 bytes, and what was written past the cache comes back slowly: 176 us a tile of 256 px instead of
+122 on one machine. cuCIM takes its buffers from malloc, 16 bytes off such a multiple or not. Ours always are.
+
+Measured there, full slide and random 40 % and 5 % of its tiles, as shares of decoding each JPEG once and nothing else:
+this 0.92, 0.97, 0.98; regions by cuCIM, guarded, 0.76, 0.75, 0.76.
+"""
+
+import os
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from tiler.backends import PAD_VALUE
+from tiler.errors import ReadError
+from tiler.tiff_tables import TileTable
+
+_JPEG = 7
+_RGB = 2
+_IS_RGB = bytes.fromhex("ffee000e41646f626500640000000000")
+"""Adobe's marker with transform 0 (ITU-T T.872): without one, libjpeg takes three components for YCbCr."""
+
+
+class JpegTiles:
+    """The JPEG tiles of one level.
+
+    Args:
+        path: the slide file.
+        table: where they lie; one for which `can_decode` is true.
+    """
+
+    def __init__(self, path: Path, table: TileTable) -> None:
+        self._table, self._columns = table, table.shape[1]
+        self._offsets, self._num_bytes = table.offsets.ravel(), table.num_bytes.ravel()
+        self._head = (table.jpeg_head or b"\xff\xd8") + (_IS_RGB if table.photometric == _RGB else b"")
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._mine = threading.local()
+
+    def read(self, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """A region that lies in one tile, RGB (height, width, 3), valid until this thread reads the next.
+
+        Args:
+            x, y, width, height: px of the level.
+
+        Raises:
+            ReadError: the tile's bytes end too early, or do not decode without a complaint.
+            OSError: the disk does not give them.
+        """
+        table = self._table
+        column, row = x // table.tile_w, y // table.tile_h
+        left, top = x - column * table.tile_w, y - row * table.tile_h
+        index = row * self._columns + column
+        num_bytes = int(self._num_bytes[index])
+        if not num_bytes:  # Left out by the scanner.
+            return np.full((height, width, 3), PAD_VALUE, np.uint8)
+        tile = os.pread(self._descriptor, num_bytes, int(self._offsets[index]))
+        try:
+            if len(tile) < num_bytes:
+                raise ValueError(f"the file ends within its {num_bytes} bytes")
+            decoded = simplejpeg.decode_jpeg(self._head + tile[2:], "RGB", buffer=self._buffer(), strict=True)
+        except ValueError as error:
+            raise ReadError(f"JPEG tile {index}: {error}") from None
+        region: NDArray[np.uint8] = decoded[top : top + height, left : left + width]
+        if region.shape[:2] != (height, width):
+            raise ReadError(f"JPEG tile {index}: {decoded.shape[1]} x {decoded.shape[0]} px, too few")
+        return region
+
+    def _buffer(self) -> NDArray[np.uint8]:
+        """This thread's, 16 bytes past a multiple of 32."""
+        if not hasattr(self._mine, "buffer"):
+            room = np.empty(self._table.tile_w * self._table.tile_h * 3 + 64, np.uint8)
+            self._mine.buffer = room[(16 - room.ctypes.data) % 32 :]
+        buffer: NDArray[np.uint8] = self._mine.buffer
+        return buffer
+
+
+def can_decode(table: TileTable) -> bool:
+    """Whether a level's tiles are JPEGs of 8-bit colour, one for each place of the grid."""
+    is_plain = table.is_tiled and not table.has_intervals and table.offsets.shape[0] == 1
+    return is_plain and table.is_8bit and table.compression == _JPEG and table.samples == 3
