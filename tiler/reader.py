@@ -20,7 +20,7 @@ from manifests.schema import Manifest, SlideRecord
 from tiler.backends import Level
 from tiler.errors import DamageError, ReadError, TilerError
 from tiler.guard import guarded, is_poisoned, noise
-from tiler.integrity import bad_mark_rows, bad_rows
+from tiler.integrity import bad_mark_rows, bad_rows, lay
 from tiler.jpeg import JpegTiles
 from tiler.plan import BLOCK_PX, BlockRead, plan_reads
 from tiler.slide import Slide
@@ -34,8 +34,8 @@ class TilePlan:
     """How the tiles of `rows` (n,) of a manifest are read.
 
     `unique` are the distinct rows, ascending; `landing` (n,) says which of them each row is. `reads`' tiles are places
-    in `unique`. `num_decoded`: compressed tiles of the file that they decode. `jpeg_tiles`: what they are read by, the
-    slide's reader if None.
+    in `unique`. `num_decoded`: compressed tiles of the file that they decode, which take `num_file_bytes` there
+    (0 where nobody knows). `jpeg_tiles`: what they are read by, the slide's reader if None.
     """
 
     record: SlideRecord
@@ -43,6 +43,7 @@ class TilePlan:
     landing: NDArray[np.int64]
     reads: list[BlockRead]
     num_decoded: int
+    num_file_bytes: int
     jpeg_tiles: JpegTiles | None
 
 
@@ -102,12 +103,14 @@ def plan_tiles(slide: Slide, manifest: Manifest, rows: NDArray[np.int64], *, in_
         may_share=slide.is_exact(record.level),
         most_px=BLOCK_PX if jpeg_tiles is None else 0,
     )
+    under = lay(slide, manifest, unique) if len(unique) else None
     return TilePlan(
         record=record,
         unique=unique,
         landing=landing,
         reads=reads,
         num_decoded=num_decoded,
+        num_file_bytes=int(under[0].num_bytes[:, under[1].touched()].sum()) if under else 0,
         jpeg_tiles=jpeg_tiles,
     )
 

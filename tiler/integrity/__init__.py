@@ -123,7 +123,7 @@ def bad_rows(slide: Slide, manifest: Manifest, rows: NDArray[np.int64]) -> NDArr
         TilerError: the file's tables make no sense.
         OSError: the disk does not give the bytes; another try may succeed.
     """
-    under = _lay(slide, manifest, rows)
+    under = lay(slide, manifest, rows)
     if under is None:
         return unreadable(slide, manifest, rows)
     table, covered = under
@@ -140,7 +140,7 @@ def bad_mark_rows(slide: Slide, manifest: Manifest, rows: NDArray[np.int64]) -> 
     No tile does where a level is not a grid of compressed tiles (MRXS, DICOM, NDPI's made levels …): OpenSlide reads
     it, and raises. Arguments, result and errors as for `bad_rows`.
     """
-    under = _lay(slide, manifest, rows)
+    under = lay(slide, manifest, rows)
     if under is None:
         return np.zeros(len(rows), bool)
     table, covered = under
@@ -167,7 +167,7 @@ def _bad_file_tiles(slide: Slide, table: TileTable, wanted: Grid, *, decode: boo
     return (bad, False) if undecoded is None else (bad | undecoded, True)
 
 
-def _lay(slide: Slide, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[TileTable, Cover] | None:
+def lay(slide: Slide, manifest: Manifest, rows: NDArray[np.int64]) -> tuple[TileTable, Cover] | None:
     """The table of the read level and what of it lies under the `rows`; None where a level is no picture's grid."""
     record = manifest.slide
     level, table = slide.levels[record.level], slide.table(record.level)
