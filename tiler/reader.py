@@ -210,10 +210,10 @@ def _count_parts(reads: Iterable[BlockRead], num_tiles: int) -> NDArray[np.int64
 
 def _read_surely(slide: Slide, plan: TilePlan, read: BlockRead) -> NDArray[np.uint8] | None:
     """A region, or None if it could not be read or something speaks against its pixels."""
-    before = noise()
     try:
         if plan.jpeg_tiles is not None:
             return plan.jpeg_tiles.read(read.x, read.y, read.width, read.height)
+        before = noise()
         region = slide.read(read.x_l0, read.y_l0, plan.record.level, read.width, read.height)
     except ReadError:
         return None

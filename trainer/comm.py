@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.config import COLLECTIVES_S
 from trainer.topology import AGGREGATOR_RANK, Topology
 
-_TIMEOUT = timedelta(minutes=10)
+_TIMEOUT = timedelta(seconds=COLLECTIVES_S)
 
 
 class Comm:
@@ -48,24 +49,27 @@ class Comm:
         """This rank's encoder is the one that is written to checkpoints; all are equal."""
         return self.rank == self.topology.encoder_ranks[0]
 
-    def agree(self, error: str, wait_s: float) -> tuple[str, float]:
-        """Tells all ranks whether any of them failed, and how long the slowest waited for its tiles.
+    def agree(self, error: str, *numbers: float) -> tuple[str, list[list[float]]]:
+        """Tells all ranks whether any of them failed, and some numbers of each.
 
-        One all-reduce of two numbers while all is well.
+        One small all-reduce while all is well.
 
         Returns:
-            "" or one failed rank's error, and the longest wait in seconds; the same on all ranks.
+            "" or one failed rank's error, and every rank's numbers, by rank; the same on all ranks.
         """
         if self.topology.world_size == 1:
-            return error, wait_s
-        told = torch.tensor([float(bool(error)), wait_s], device=self.device)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        failed, longest_s = told.tolist()
-        if not failed:
-            return "", longest_s
+            return error, [list(numbers)]
+        # Each rank fills its own row, so that the sum is everybody's. float64 holds counts of bytes exactly.
+        told = torch.zeros(self.topology.world_size, 1 + len(numbers), dtype=torch.float64, device=self.device)
+        told[self.rank] = torch.tensor([bool(error), *numbers], dtype=torch.float64)
+        dist.all_reduce(told)
+        failed, *columns = told.T.tolist()
+        by_rank = [list(row) for row in zip(*columns, strict=True)]
+        if not any(failed):
+            return "", by_rank
         errors: list[Any] = [None] * self.topology.world_size
         dist.all_gather_object(errors, error)
-        return next(e for e in errors if e), longest_s
+        return next(e for e in errors if e), by_rank
 
     def gather_rows(self, mine_ND: Tensor, num_rows: int, width: int) -> Tensor | None:
         """Features of all encoder ranks, in slide order, on the aggregator.

@@ -46,8 +46,6 @@ class Tiles:
     """Sugar for k = k_per_rank x virtual_ranks, resolved once at the start of the run."""
     max_tiles: int = 45_056
     """A slide with more gives this many, drawn without replacement (tiles=all). 45,056 = 11 x 4,096, the paper's."""
-    augment: bool = True
-    """Random flips and quarter turns of each tile."""
 
     def __post_init__(self) -> None:
         given = (self.k is not None) + (self.k_per_rank is not None)
@@ -56,6 +54,24 @@ class Tiles:
         for name in ("k", "k_per_rank", "max_tiles"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"tiles.{name}", value, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """How training tiles are changed at random."""
+
+    flips: bool = True
+    """Each tile flipped, mirrored, turned by quarters: one of the eight symmetries of the square."""
+    stain: float = 0.0
+    """Stain jitter, one draw per slide: most that a stain's factor leaves 1 and that its optical density (natural
+    logarithm) is shifted by, [0, 0.2]; 0 is off, 0.05 what Tellez et al. 2019 call HED-light."""
+    blur: float = 0.0
+    """Share of tiles that are blurred, [0, 1]; by a Gaussian of 0.5 to 1.5 px."""
+
+    def __post_init__(self) -> None:
+        # From 0.23 on, a large negative shift would make dark tissue lighter than pale tissue (see augment.py).
+        _check(0 <= self.stain <= 0.2, "augment.stain", self.stain, "[0, 0.2]")
+        _check(0 <= self.blur <= 1, "augment.blur", self.blur, "[0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +137,10 @@ class Optim:
         _check(0 <= self.warmup_epochs <= self.epochs, "optim.warmup_epochs", self.warmup_epochs, "[0, epochs]")
 
 
+COLLECTIVES_S = 600
+"""How long ranks wait for each other, s (`trainer.comm`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """How this machine does the work; changes nothing in the result beyond rounding."""
@@ -129,8 +149,11 @@ class Machine:
     """dedicated: rank 0 only aggregates; shared: it encodes too; auto: shared if there is one process."""
     keep: int | None = None
     """Virtual ranks whose graph is kept for the backward pass; the others are encoded twice. All if not given."""
-    read_ahead: int = 2
-    """Shards read ahead while the step computes."""
+    read_ahead_gb: float | None = None
+    """Memory of each rank for tiles that are read ahead or used twice, GB; if not given a quarter of its share of the
+    machine's, at most 8."""
+    read_deadline_s: float = 300.0
+    """How long a step waits for one slide's tiles in all, s, before it skips the slide; below 600."""
     reader_threads: int | None = None
     """Threads that read tiles, per rank; this rank's share of the cores if not given."""
     manifests: Annotated[Path | None, tyro.conf.Suppress] = None
@@ -140,7 +163,15 @@ class Machine:
 
     def __post_init__(self) -> None:
         _check(self.keep is None or self.keep >= 0, "machine.keep", self.keep, "at least 0")
-        _check(self.read_ahead >= 1, "machine.read_ahead", self.read_ahead, "at least 1")
+        budget_gb = self.read_ahead_gb
+        _check(budget_gb is None or budget_gb > 0, "machine.read_ahead_gb", budget_gb, "above 0")
+        is_below = 0 < self.read_deadline_s < COLLECTIVES_S
+        _check(
+            is_below,
+            "machine.read_deadline_s",
+            self.read_deadline_s,
+            f"in (0, {COLLECTIVES_S}), for then other ranks give up",
+        )
         threads = self.reader_threads
         _check(threads is None or threads >= 1, "machine.reader_threads", threads, "at least 1")
 
@@ -157,6 +188,7 @@ class RunConfig:
     """Shards of a slide, each what one GPU is in the paper; if not given, the number of encoder ranks at the start."""
     cohort: Cohort = field(default_factory=Cohort)
     tiles: Tiles = field(default_factory=Tiles)
+    augment: Augment = field(default_factory=Augment)
     encoder: Encoder = field(default_factory=Encoder)
     aggregator: Aggregator = field(default_factory=Aggregator)
     optim: Optim = field(default_factory=Optim)
@@ -196,7 +228,7 @@ class RunConfig:
             TrainerError: unknown or missing sections, with their names.
         """
         try:
-            return cast(Self, _build(cls, yaml.safe_load(text), where))
+            return cast(Self, _build(cls, _without_old_names(yaml.safe_load(text)), where))
         except (TypeError, yaml.YAMLError) as error:
             raise TrainerError(f"{where}: not a run's config ({error})") from None
 
@@ -217,6 +249,18 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         out.update(_flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item})
     return out
+
+
+def _without_old_names(values: Any) -> Any:
+    """A saved config in today's fields: tiles.augment was a switch for flips, machine.read_ahead a number of shards."""
+    if not isinstance(values, dict):
+        return values
+    values = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
+    if "augment" in values.get("tiles", ()) and "augment" not in values:
+        values["augment"] = {"flips": values["tiles"].pop("augment")}
+    if "read_ahead" in values.get("machine", ()):
+        del values["machine"]["read_ahead"]
+    return values
 
 
 def _build(cls: Any, values: dict[str, Any], where: str) -> Any:

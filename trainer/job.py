@@ -7,11 +7,15 @@ from typing import Self
 
 from manifests import LocalManifests, ManifestSource, open_manifests
 from manifests.catalog import read_paths
+from tiler.pool import share_memory
 from trainer.cohort import Cohort
+from trainer.comm import Comm
 from trainer.config import RunConfig
 from trainer.errors import TrainerError
 from trainer.loader import TileLoader
 from trainer.topology import Topology
+
+_MOST_BYTES = 8_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +60,32 @@ class Job:
         paths = read_paths(source.root, config.machine.archive)
         return cls(run=run, config=config, cohort=cohort, source=source, paths=paths, tile_px=sizes.pop()[0])
 
-    def loader(self, topology: Topology) -> TileLoader:
-        """A tile loader for one rank, with this rank's share of the cores unless the config says otherwise."""
+    def loader(self, comm: Comm) -> TileLoader:
+        """A tile loader for one rank, with this rank's share of cores and memory unless the config says otherwise."""
         machine = self.config.machine
-        threads = machine.reader_threads or cores_per_rank(topology)
-        return TileLoader(self.source, self.paths, num_threads=threads, read_ahead=machine.read_ahead)
+        budget_gb = machine.read_ahead_gb
+        return TileLoader(
+            self.source,
+            self.paths,
+            tile_px=self.tile_px,
+            num_threads=machine.reader_threads or cores_per_rank(comm.topology),
+            budget_bytes=auto_budget(comm.topology) if budget_gb is None else round(budget_gb * 1e9),
+            deadline_s=machine.read_deadline_s,
+            device=comm.device,
+        )
 
 
 def cores_per_rank(topology: Topology) -> int:
-    """Cores for one encoder rank, as if all ranks of this node were encoders but the aggregator."""
+    """Cores for one encoder rank."""
+    return max(1, len(os.sched_getaffinity(0)) // _encoders_on_node(topology))
+
+
+def auto_budget(topology: Topology) -> int:
+    """Bytes for the tiles of one encoder rank: a quarter of its share of this node's memory, at most 8 GB."""
+    return min(share_memory(_encoders_on_node(topology)) // 4, _MOST_BYTES)
+
+
+def _encoders_on_node(topology: Topology) -> int:
+    """As if all ranks of this node were encoders but the aggregator."""
     on_node = int(os.environ.get("LOCAL_WORLD_SIZE", topology.world_size))
-    encoders = max(1, min(on_node, topology.num_encoders))
-    return max(1, len(os.sched_getaffinity(0)) // encoders)
+    return max(1, min(on_node, topology.num_encoders))

@@ -1,88 +1,67 @@
 """The loader: shards in, their pixels out, read on the fly while the model computes.
 
-A few shards are read ahead by one thread, which reads each by many (`tiler.read_tiles`); no worker processes, no
-handle that crosses a process border. A read that fails travels as a value: the step tells the group, and all ranks
-skip the slide together.
+What a rank's readings have in common: where the slides are, how many threads read, and the memory. The reading itself
+is in `read_ahead`; which shard is read when, in `demands`. No worker processes, no handle that crosses a process
+border. A read that fails travels as a value: the step tells the group, and all ranks skip the slide together.
 """
 
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
-from manifests import Manifest, ManifestSource, SlidegradError
-from tiler import Slide, TilerError, open_slide, read_tiles
+from manifests import ManifestSource
+from trainer.buffers import BufferPool, DeviceCopies
+from trainer.demands import Demands
+from trainer.read_ahead import Reading
+from trainer.reading import ShardReader
 from trainer.sampler import ShardPlan
-from trainer.step import Shard
-
-_OPEN_SLIDES = 4
 
 
 class TileLoader:
-    """Reads the tiles of shards.
+    """Reads the tiles of shards; its memory serves one reading after another.
 
     Args:
         source: the manifests.
         paths: slide_id to slide file.
-        num_threads: threads over the block reads of one shard.
-        read_ahead: shards read while the caller computes.
+        tile_px: side of the tiles, px.
+        num_threads: threads over the reads of one shard.
+        budget_bytes: memory for tiles that were read and are still needed.
+        deadline_s: how long a slide's tiles may be waited for in all.
+        device: where the caller wants them; the CPU by default.
+
+    Attributes:
+        pool: the buffers, and how much memory they took.
     """
 
-    def __init__(self, source: ManifestSource, paths: Mapping[str, Path], *, num_threads: int, read_ahead: int) -> None:
-        self._source, self._paths = source, paths
-        self._num_threads, self._read_ahead = num_threads, read_ahead
-        self._open: OrderedDict[str, tuple[Slide, Manifest]] = OrderedDict()
+    def __init__(
+        self,
+        source: ManifestSource,
+        paths: Mapping[str, Path],
+        *,
+        tile_px: int,
+        num_threads: int,
+        budget_bytes: int,
+        deadline_s: float = 300.0,
+        device: torch.device | None = None,
+    ) -> None:
+        self._source, self._paths, self._num_threads = source, paths, num_threads
+        self._tile_px, self._deadline_s = tile_px, deadline_s
+        self._gpu = device if device is not None and device.type == "cuda" else None
+        self.pool = BufferPool(budget_bytes, pinned=self._gpu is not None)
 
-    def read(self, plans: Iterable[ShardPlan]) -> Iterator[Shard]:
-        """The shards of `plans`, in order, read ahead."""
-        waiting: deque[Future[Shard]] = deque()
-        pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        try:
-            for plan in plans:
-                waiting.append(pool.submit(self._read, plan))
-                if len(waiting) > self._read_ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    def read(self, plans: Iterable[ShardPlan], keep: int | None = None) -> Reading:
+        """Begins to read as soon as the first slide is asked for; to be used as a context, one at a time.
 
-    def _read(self, plan: ShardPlan) -> Shard:
-        slide_id = plan.step.slide_id
-        try:
-            if not len(plan.rows):
-                return Shard(plan.virtual_rank, torch.zeros(0, 1, 1, 3, dtype=torch.uint8))
-            slide, manifest = self._get(slide_id)
-            if len(manifest) != plan.step.num_tiles:
-                raise TilerError(
-                    f"slide {slide_id}: {len(manifest)} tiles in the manifest, {plan.step.num_tiles} at the start: "
-                    "it was tiled anew, start another run"
-                )
-            tiles_NHWC = read_tiles(slide, manifest, plan.rows, num_threads=self._num_threads)
-            return Shard(plan.virtual_rank, torch.from_numpy(tiles_NHWC))
-        except Exception as error:  # noqa: BLE001 - the per-slide boundary: the group is told, and skips the slide
-            sentence = self._tell(slide_id, error)
-            return Shard(plan.virtual_rank, torch.zeros(0, 1, 1, 3, dtype=torch.uint8), sentence)
-
-    def _tell(self, slide_id: str, error: Exception) -> str:
-        """The error in one sentence that names the slide and not its file."""
-        text = error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
-        path = self._paths.get(slide_id)
-        if path is not None:
-            text = text.replace(str(path), slide_id).replace(path.name, slide_id)
-        kind = "" if isinstance(error, SlidegradError | OSError) else f"{type(error).__name__}: "
-        return text if text.startswith("slide ") else f"slide {slide_id}: {kind}{text}"
-
-    def _get(self, slide_id: str) -> tuple[Slide, Manifest]:
-        if slide_id not in self._open:
-            if slide_id not in self._paths:
-                raise TilerError(f"slide {slide_id}: its file is not in the path list of the manifests; tile it again")
-            manifest = self._source[slide_id]
-            slide = open_slide(self._paths[slide_id], manifest.slide.backend)  # type: ignore[arg-type]
-            self._open[slide_id] = (slide, manifest)
-            while len(self._open) > _OPEN_SLIDES:
-                self._open.popitem(last=False)
-        self._open.move_to_end(slide_id)
-        return self._open[slide_id]
+        Args:
+            plans: the shards of this rank, those of a slide one after another.
+            keep: of each slide, all but the last so many shards are asked for twice; none if None.
+        """
+        return Reading(
+            Demands(plans, keep),
+            self.pool,
+            lambda pause: ShardReader(self._source, self._paths, self._num_threads, pause),
+            tile_px=self._tile_px,
+            deadline_s=self._deadline_s,
+            copies=DeviceCopies(self._gpu) if self._gpu is not None else None,
+        )

@@ -22,10 +22,11 @@ from trainer.errors import TrainerError
 from trainer.job import Job, cores_per_rank
 from trainer.journal import Journal
 from trainer.model import build_engine, halves_of, load_weights
+from trainer.read_ahead import Reading
 from trainer.sampler import SlideSampler, StepPlan, shards_of
 from trainer.schedule import learning_rate
 from trainer.scoring import Score, Tick, score_split, split_auc
-from trainer.step import Shard, SlideInput
+from trainer.shards import Reads, SlideInput
 
 _CALIBRATION_SLIDES = 32
 
@@ -45,7 +46,7 @@ class Loop:
         if comm.device.type == "cpu":
             torch.set_num_threads(cores_per_rank(comm.topology))
         self.engine = build_engine(config, comm, tile_px=job.tile_px, num_classes=len(job.cohort.classes))
-        self.loader = job.loader(comm.topology)
+        self.loader = job.loader(comm)
         self.sampler = SlideSampler(
             job.cohort.num_tiles("train"),
             comm.topology,
@@ -82,19 +83,44 @@ class Loop:
     def score_best(self, split: str) -> tuple[list[Score], list[tuple[str, str]]]:
         """Scores a split with the checkpoint chosen on validation."""
         load_weights(self.engine, self.job.run / "checkpoints" / self.comm.from_aggregator(self._chosen_name()))
-        return score_split(self.engine, self.job, split, self.tick)
+        return score_split(self.engine, self.job, split, self.tick, self.loader)
 
     def _chosen_name(self) -> str | None:
         return chosen_checkpoint(self.job.run).name if self.comm.is_aggregator else None
 
     def _epoch(self, epoch: int, journal: Journal | None) -> None:
         started = time.perf_counter()
-        losses: list[float] = []
-        num_tiles, optim = 0, self.job.config.optim
         self.sampler.set_epoch(epoch)
         steps = self.sampler.steps()
-        slides = self._inputs(steps, self.loader.read(self.sampler))
         self.engine.set_training(True)
+        with self.loader.read(self.sampler, keep=self.engine.keep) as reading:
+            losses, num_tiles = self._train(epoch, steps, reading, journal)
+        if not losses:
+            raise TrainerError(
+                f"epoch {epoch}: none of {len(steps)} slides could be read; first: {next(iter(self.skipped.values()))}"
+            )
+        train_s = time.perf_counter() - started
+        val_auc, val_loss = self._validate(epoch, journal)
+        self._finish_epoch(epoch, val_auc, val_loss)
+        if journal:
+            journal.write(
+                "epoch",
+                at=epoch,
+                epoch=epoch,
+                train_loss=float(np.mean(losses)),
+                val_loss=val_loss,
+                val_auc=val_auc,
+                seconds=time.perf_counter() - started,
+                tiles_per_s=num_tiles / train_s,
+            )
+
+    def _train(
+        self, epoch: int, steps: list[StepPlan], reading: Reading, journal: Journal | None
+    ) -> tuple[list[float], int]:
+        """The epoch's steps; returns the losses of the slides that were not skipped, and how many tiles they had."""
+        losses: list[float] = []
+        num_tiles, optim = 0, self.job.config.optim
+        slides = self._inputs(steps, reading)
         for first in range(0, len(steps), optim.slides_per_step):
             step_started = time.perf_counter()
             plans = steps[first : first + optim.slides_per_step]
@@ -129,25 +155,9 @@ class Loop:
                         num_tiles=plan.num_rows,
                         step_s=slide_s,
                         data_wait_s=outcome.wait_s,
+                        **_describe_reads(outcome.reads, plan.num_rows),
                     )
-        if not losses:
-            raise TrainerError(
-                f"epoch {epoch}: none of {len(steps)} slides could be read; first: {next(iter(self.skipped.values()))}"
-            )
-        train_s = time.perf_counter() - started
-        val_auc, val_loss = self._validate(epoch, journal)
-        self._finish_epoch(epoch, val_auc, val_loss)
-        if journal:
-            journal.write(
-                "epoch",
-                at=epoch,
-                epoch=epoch,
-                train_loss=float(np.mean(losses)),
-                val_loss=val_loss,
-                val_auc=val_auc,
-                seconds=time.perf_counter() - started,
-                tiles_per_s=num_tiles / train_s,
-            )
+        return losses, num_tiles
 
     def _skip(self, slide_id: str, reason: str, epoch: int, journal: Journal | None) -> None:
         self.skipped[slide_id] = reason
@@ -158,7 +168,7 @@ class Loop:
         """AUC and mean loss on the validation slides, whole; NaN without any."""
         if not self.job.cohort.of("val"):
             return math.nan, math.nan
-        scores, skipped = score_split(self.engine, self.job, "val", self.tick)
+        scores, skipped = score_split(self.engine, self.job, "val", self.tick, self.loader)
         for slide_id, reason in skipped:
             self._skip(slide_id, reason, epoch, journal)
         loss = float(np.mean([score.loss for score in scores])) if scores else math.nan
@@ -207,16 +217,16 @@ class Loop:
     def _calibrate(self) -> None:
         """Measures BatchNorm on the first slides of the first epoch, before the first step."""
         steps = self.sampler.steps()[:_CALIBRATION_SLIDES]
-        comm = self.comm
-        shards = self.loader.read(shards_of(steps, comm.topology, comm.rank, self.job.config.seed))
-        self.engine.calibrate(self._inputs(steps, shards))
+        shards = shards_of(steps, self.comm.topology, self.comm.rank, self.job.config.seed)
+        with self.loader.read(shards) as reading:
+            self.engine.calibrate(self._inputs(steps, reading))
 
-    def _inputs(self, steps: list[StepPlan], shards: Iterator[Shard]) -> Iterator[SlideInput]:
+    def _inputs(self, steps: list[StepPlan], reading: Reading) -> Iterator[SlideInput]:
         """The steps with this rank's shards, to be taken in order."""
         labels = self.job.cohort.of("train")
-        num_mine = len(self.comm.topology.virtual_of(self.comm.rank))
         for plan in steps:
-            yield SlideInput(plan, itertools.islice(shards, num_mine), labels[plan.slide_id].label)
+            tiles = reading.slide(plan)
+            yield SlideInput(plan, tiles.first(), labels[plan.slide_id].label, tiles)
 
     def _set_rates(self, epoch: int, step: int) -> float:
         """Sets the learning rates for the epoch's optimiser step number `step`; returns the encoder's."""
@@ -246,3 +256,18 @@ class Loop:
             "num_slides": {split: len(self.job.cohort.of(split)) for split in ("train", "val", "test")},
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+
+def _describe_reads(reads: Reads, num_rows: int) -> dict[str, float]:
+    """What a step's line in the journal says of its reading, all ranks together.
+
+    Args:
+        reads: what it took.
+        num_rows: tiles that the step used.
+    """
+    return {
+        "read_tiles_per_s": reads.num_tiles / reads.seconds if reads.seconds else math.nan,
+        "decoded_per_tile": reads.num_decoded / num_rows,
+        "read_bytes": reads.num_bytes or math.nan,
+        "reread_tiles": reads.num_reread,
+    }

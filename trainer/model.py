@@ -34,7 +34,7 @@ def build_engine(config: RunConfig, comm: Comm, *, tile_px: int, num_classes: in
         num_features=encoder.num_features,
         seed=config.seed,
         keep=config.machine.keep,
-        augment=config.tiles.augment,
+        augment=config.augment,
         batchnorm=config.encoder.batchnorm,
         autocast=torch.bfloat16 if config.optim.precision == "bf16" else None,
     )

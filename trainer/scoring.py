@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from manifests.files import atomic_path, write_text
 from trainer.cohort import Cohort
 from trainer.job import Job
+from trainer.loader import TileLoader
 from trainer.sampler import plan_scoring, shards_of
 from trainer.statistics import auc, bootstrap_auc, macro_auc
 from trainer.step import Engine, SlideInput
@@ -35,28 +36,36 @@ class Score:
     attention: NDArray[np.float64]
 
 
-def score_split(engine: Engine, job: Job, split: str, tick: Tick) -> tuple[list[Score], list[tuple[str, str]]]:
+def score_split(
+    engine: Engine, job: Job, split: str, tick: Tick, loader: TileLoader | None = None
+) -> tuple[list[Score], list[tuple[str, str]]]:
     """Scores every slide of a split, whole; called by all ranks together.
+
+    Args:
+        engine: the model.
+        job: the run.
+        split: which slides.
+        tick: progress.
+        loader: whose memory to use; one of its own by default.
 
     Returns:
         Scores (on the aggregator rank, else empty), and (slide_id, reason) of slides that could not be read.
     """
     cases = job.cohort.of(split)
     steps = plan_scoring(job.cohort.num_tiles(split), tiles=job.config.tiles)
-    topology = engine.comm.topology
+    comm = engine.comm
     engine.set_training(False)
-    num_mine = len(topology.virtual_of(engine.comm.rank))
-    shards = job.loader(topology).read(shards_of(steps, topology, engine.comm.rank, job.config.seed))
+    loader = loader or job.loader(comm)
     scores, skipped = [], []
-    for step in steps:
-        mine = (next(shards) for _ in range(num_mine))
-        outcome = engine.score(SlideInput(step, mine, cases[step.slide_id].label))
-        tick(doing=f"scoring {split}", total=len(steps))
-        if outcome.error:
-            skipped.append((step.slide_id, outcome.error))
-        elif outcome.logits_C is not None and outcome.attention_K is not None:
-            probs = outcome.logits_C.double().softmax(0).cpu().numpy()
-            scores.append(Score(step.slide_id, probs, outcome.loss, outcome.attention_K.double().cpu().numpy()))
+    with loader.read(shards_of(steps, comm.topology, comm.rank, job.config.seed)) as reading:
+        for step in steps:
+            outcome = engine.score(SlideInput(step, reading.slide(step).first(), cases[step.slide_id].label))
+            tick(doing=f"scoring {split}", total=len(steps))
+            if outcome.error:
+                skipped.append((step.slide_id, outcome.error))
+            elif outcome.logits_C is not None and outcome.attention_K is not None:
+                probs = outcome.logits_C.double().softmax(0).cpu().numpy()
+                scores.append(Score(step.slide_id, probs, outcome.loss, outcome.attention_K.double().cpu().numpy()))
     return scores, skipped
 
 

@@ -10,44 +10,32 @@
 
 The sum in phase 5 is explicit and exact for any split; the paper's factor N undoes DDP's averaging, a sum needs none.
 A virtual rank whose graph is not kept is encoded again in phase 5 with the same random state: the same dropout, the
-same augmentation, the same BatchNorm statistics, so the same features.
+same augmentation, the same BatchNorm statistics, so the same features. Its tiles may have to be read again, and that
+may fail: where any rank reads again, a slide's gradients and statistics count only after a second agreement.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.augment import random_dihedral
+from trainer.augment import augment_tiles, draw_stain
 from trainer.batchnorm import RunningStats, own_layers, set_mode, virtual_rank_pass
 from trainer.comm import Comm
+from trainer.config import Augment
 from trainer.sampler import StepPlan
+from trainer.shards import Reads, Shard, ShardSource, SlideInput
+
+__all__ = ["Engine", "Outcome", "Reads", "Shard", "ShardSource", "SlideInput"]
 
 _SCORING_CHUNK = 256
 """Tiles encoded at once where no gradient is needed."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One virtual rank's tiles, uint8 (n, tile_px, tile_px, 3) on the CPU; or why they could not be read."""
-
-    virtual_rank: int
-    tiles_NHWC: Tensor
-    error: str = ""
-
-
-class SlideInput(NamedTuple):
-    """One slide of a step: its plan and class, alike on every rank, and this rank's virtual ranks' tiles, in order."""
-
-    plan: StepPlan
-    shards: Iterable[Shard]
-    label: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +46,8 @@ class Outcome:
     """Why all ranks skip the slide; empty if they do not."""
     wait_s: float = 0.0
     """Seconds that the slowest rank waited for its tiles."""
+    reads: Reads = field(default_factory=Reads)
+    """Of all ranks together; the seconds are those of the rank that read longest."""
     loss: float = float("nan")
     logits_C: Tensor | None = None
     attention_K: Tensor | None = None
@@ -73,7 +63,7 @@ class Engine:
         num_features: width D of the features.
         seed: the run's seed; dropout and augmentation follow from (seed, epoch, slide, virtual rank).
         keep: virtual ranks of this rank whose graph is kept; all if None.
-        augment: random flips and quarter turns.
+        augment: what training does to tiles; nothing if None.
         autocast: dtype of the encoder's autocast, or None.
         batchnorm: see `batchnorm.set_mode`.
     """
@@ -87,7 +77,7 @@ class Engine:
         num_features: int,
         seed: int,
         keep: int | None = None,
-        augment: bool = False,
+        augment: Augment | None = None,
         autocast: torch.dtype | None = None,
         batchnorm: str = "running",
     ) -> None:
@@ -127,34 +117,35 @@ class Engine:
 
     def _slide(self, slide: SlideInput, stats: RunningStats | None) -> Outcome:
         """Phases 1 to 5 of one slide; its gradients are added to those of the step's slides before it."""
-        plan, comm = slide.plan, self.comm
-        mine = comm.topology.virtual_of(comm.rank)
+        halves = [half for half in (self.encoder, self.aggregator) if half is not None]
+        before = [(parameter, parameter.grad) for half in halves for parameter in half.parameters()]
+        for parameter, _ in before:
+            parameter.grad = None
+        outcome = self._forward_backward(slide, stats)
+        for parameter, gradient in before:
+            if outcome.error or parameter.grad is None:
+                parameter.grad = gradient
+            elif gradient is not None:
+                parameter.grad += gradient
+        if stats is not None:
+            stats.settle(keep=not outcome.error)
+        return outcome
 
-        # 1. encode: the last `keep` virtual ranks with a graph, those before them without.
-        passes: list[_Pass] = []
-        error, clock = "", _WaitClock(slide.shards)
-        for position, shard in enumerate(clock):
-            error = error or shard.error
-            if error or not len(shard.tiles_NHWC):
-                continue
-            keep_graph = self.keep is None or position >= len(mine) - self.keep
-            with torch.set_grad_enabled(keep_graph):
-                features_ND = self._encode(plan, shard, moves_stats=True)
-            assert stats is not None, "shards come to encoder ranks only"
-            stats.collect(len(shard.tiles_NHWC))
-            passes.append(_Pass(shard, features_ND))
+    def _forward_backward(self, slide: SlideInput, stats: RunningStats | None) -> Outcome:
+        plan, comm, clock = slide.plan, self.comm, _WaitClock()
+
+        # 1. encode
+        passes, error = self._first_pass(slide, stats, clock)
         features_ND = self._stack([p.features_ND.detach() for p in passes])
 
         # 2. gather
-        error, wait_s = comm.agree(error, clock.wait_s)
-        if stats is not None:
-            stats.settle(keep=not error)
-        if error:
-            return Outcome(error=error, wait_s=wait_s)
+        outcome, is_reread = self._agree(error, clock, slide.source)
+        if outcome.error:
+            return outcome
         features_KD = comm.gather_rows(features_ND, plan.num_rows, self.num_features)
 
         # 3. aggregate, loss, backward to the features
-        outcome, gradient_KD = Outcome(wait_s=wait_s), None
+        loss = logits_C = attention_K = gradient_KD = None
         if features_KD is not None and self.aggregator is not None:
             features_KD.requires_grad_()
             with self._random_state(plan, "aggregator"):
@@ -162,20 +153,84 @@ class Engine:
             loss = F.cross_entropy(logits_C[None], torch.tensor([slide.label], device=logits_C.device))
             loss.backward()
             gradient_KD = features_KD.grad
-            outcome = Outcome("", wait_s, loss.item(), logits_C.detach(), attention_K.detach())
 
         # 4. scatter
         gradient_ND = comm.scatter_rows(gradient_KD, features_ND)
 
         # 5. backward through the encoder
+        error = self._second_pass(slide, passes, gradient_ND, clock)
+        if is_reread:
+            outcome, _ = self._agree(error, clock, slide.source)
+        assert is_reread or not error, "what is in memory cannot fail"
+        if outcome.error or loss is None or logits_C is None or attention_K is None:
+            return outcome
+        return dataclasses.replace(
+            outcome, loss=loss.item(), logits_C=logits_C.detach(), attention_K=attention_K.detach()
+        )
+
+    def _first_pass(
+        self, slide: SlideInput, stats: RunningStats | None, clock: "_WaitClock"
+    ) -> tuple[list["_Pass"], str]:
+        """Encodes this rank's virtual ranks: the last `keep` with a graph, those before them without.
+
+        Returns:
+            The passes, empty virtual ranks left out; and why tiles could not be read.
+        """
+        num_mine = len(self.comm.topology.virtual_of(self.comm.rank))
+        passes: list[_Pass] = []
+        error = ""
+        for position, shard in enumerate(clock.watch(slide.shards)):
+            error = error or shard.error
+            if error or not len(shard.tiles_NHWC):
+                continue
+            keep_graph = self.keep is None or position >= num_mine - self.keep
+            with torch.set_grad_enabled(keep_graph):
+                features_ND = self._encode(slide.plan, shard, moves_stats=True)
+            assert stats is not None, "shards come to encoder ranks only"
+            stats.collect(len(shard.tiles_NHWC))
+            passes.append(_Pass(features_ND, shard if slide.source is None and not keep_graph else None))
+            del shard  # On a GPU, another's place.
+        return passes, error
+
+    def _second_pass(self, slide: SlideInput, passes: list["_Pass"], gradient_ND: Tensor, clock: "_WaitClock") -> str:
+        """Sends the gradient back through the encoder; virtual ranks without a graph are encoded again.
+
+        Returns:
+            Why tiles could not be read again; then some of the gradient is missing.
+        """
+        again = clock.watch(slide.source.again() if slide.source is not None else ())
         pieces = gradient_ND.split([len(p.features_ND) for p in passes]) if passes else ()
         # Kept graphs (the last ones) first: their memory is free before others are encoded again.
         for p, piece_ND in reversed(list(zip(passes, pieces, strict=True))):
             if not p.features_ND.requires_grad:
-                p.features_ND = self._encode(plan, p.shard, moves_stats=False)
+                shard = p.shard if p.shard is not None else next(again)
+                if shard.error:
+                    return shard.error
+                p.features_ND = self._encode(slide.plan, shard, moves_stats=False)
+                del shard
             p.features_ND.backward(piece_ND)
             p.features_ND = p.features_ND.detach()
-        return outcome
+        next(again, None)  # There is none: the last one's memory goes back.
+        return ""
+
+    def _agree(self, error: str, clock: "_WaitClock", source: ShardSource | None) -> tuple[Outcome, bool]:
+        """What all ranks make of a pass.
+
+        Returns:
+            The outcome so far, and whether any rank has to read tiles again; the same on all ranks.
+        """
+        reads = source.reads if source is not None else Reads()
+        will_reread = source is not None and not error and source.will_reread()
+        error, by_rank = self.comm.agree(error, clock.wait_s, float(will_reread), *dataclasses.astuple(reads))
+        waits_s, rereads, tiles, reread, decoded, read_bytes, seconds = zip(*by_rank, strict=True)
+        together = Reads(
+            num_tiles=round(sum(tiles)),
+            num_reread=round(sum(reread)),
+            num_decoded=round(sum(decoded)),
+            num_bytes=round(sum(read_bytes)),
+            seconds=max(seconds),
+        )
+        return Outcome(error=error, wait_s=max(waits_s), reads=together), any(rereads)
 
     @torch.no_grad()
     def calibrate(self, slides: Iterable[SlideInput]) -> None:
@@ -204,29 +259,31 @@ class Engine:
     @torch.no_grad()
     def score(self, slide: SlideInput) -> Outcome:
         """Logits and loss of one slide, no gradient, after `set_training(False)`."""
-        chunks, error, clock = [], "", _WaitClock(slide.shards)
-        for shard in clock:
+        chunks, error, clock = [], "", _WaitClock()
+        for shard in clock.watch(slide.shards):
             error = error or shard.error
             # Where BatchNorm looks at the tiles, a virtual rank must be encoded whole.
             whole = self.encoder is not None and bool(own_layers(self.encoder))
             size = max(1, len(shard.tiles_NHWC)) if whole else _SCORING_CHUNK
             for tiles_NHWC in shard.tiles_NHWC.split(size) if len(shard.tiles_NHWC) and not error else ():
                 chunks.append(self._forward(tiles_NHWC.to(self.comm.device), moves_stats=False))
-        error, wait_s = self.comm.agree(error, clock.wait_s)
-        if error:
-            return Outcome(error=error, wait_s=wait_s)
+        outcome, _ = self._agree(error, clock, slide.source)
+        if outcome.error:
+            return outcome
         features_KD = self.comm.gather_rows(self._stack(chunks), slide.plan.num_rows, self.num_features)
         if features_KD is None or self.aggregator is None:
-            return Outcome(wait_s=wait_s)
+            return outcome
         logits_C, attention_K = self.aggregator(features_KD)
         loss = F.cross_entropy(logits_C[None], torch.tensor([slide.label], device=logits_C.device))
-        return Outcome("", wait_s, loss.item(), logits_C, attention_K)
+        return dataclasses.replace(outcome, loss=loss.item(), logits_C=logits_C, attention_K=attention_K)
 
     def _encode(self, plan: StepPlan, shard: Shard, *, moves_stats: bool) -> Tensor:
         """One virtual rank's features, under its own random state."""
         tiles_NHWC = shard.tiles_NHWC.to(self.comm.device, non_blocking=True)
+        with self._random_state(plan, "stain"):
+            stain_S2 = draw_stain(self.augment)
         with self._random_state(plan, shard.virtual_rank):
-            return self._forward(random_dihedral(tiles_NHWC) if self.augment else tiles_NHWC, moves_stats=moves_stats)
+            return self._forward(augment_tiles(tiles_NHWC, self.augment, stain_S2), moves_stats=moves_stats)
 
     def _forward(self, tiles_NHWC: Tensor, *, moves_stats: bool) -> Tensor:
         assert self.encoder is not None, "only encoder ranks encode"
@@ -254,24 +311,30 @@ class Engine:
 
 @dataclass
 class _Pass:
-    """A virtual rank's tiles and features between phases 1 and 5."""
+    """A virtual rank's features between phases 1 and 5, and its tiles if they are held for a second encoding."""
 
-    shard: Shard
     features_ND: Tensor
+    shard: Shard | None
 
 
 class _WaitClock:
-    """Passes shards on and adds up the time that was spent waiting for them."""
+    """Adds up the time that is spent waiting for shards."""
 
-    def __init__(self, shards: Iterable[Shard]) -> None:
-        self._shards, self.wait_s = shards, 0.0
+    def __init__(self) -> None:
+        self.wait_s = 0.0
 
-    def __iter__(self) -> Iterator[Shard]:
-        start = time.perf_counter()
-        for shard in self._shards:
-            self.wait_s += time.perf_counter() - start
-            yield shard
+    def watch(self, shards: Iterable[Shard]) -> Iterator[Shard]:
+        """Passes shards on, without holding any."""
+        iterator = iter(shards)
+
+        def take() -> Shard | None:
             start = time.perf_counter()
+            try:
+                return next(iterator, None)
+            finally:
+                self.wait_s += time.perf_counter() - start
+
+        return iter(take, None)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -4,8 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
-from trainer.config import Encoder, Machine, Optim, RunConfig, Tiles
+from trainer.cli import Train
+from trainer.config import Augment, Encoder, Machine, Optim, RunConfig, Tiles
 from trainer.errors import TrainerError
 from trainer.recipes import RECIPES, get_recipe
 
@@ -29,6 +31,31 @@ def test_unknown_recipes_and_fields_are_named() -> None:
         RunConfig.from_yaml("sead: 1\n", "config.yaml")
 
 
+@pytest.mark.parametrize("flips", [True, False])
+def test_the_switch_of_older_runs_is_read_as_flips(flips: bool) -> None:
+    config = get_recipe("demo")
+    old = yaml.safe_load(config.to_yaml())
+    del old["augment"]
+    old["machine"]["read_ahead"] = 2
+    old["tiles"]["augment"] = flips
+    found = RunConfig.from_yaml(yaml.safe_dump(old), "config.yaml")
+    assert found == dataclasses.replace(config, augment=Augment(flips=flips))
+
+
+def test_a_config_with_both_the_old_switch_and_the_new_section_is_refused() -> None:
+    with pytest.raises(TrainerError, match=r"config.yaml: tiles: unknown fields \['augment'\]"):
+        RunConfig.from_yaml("augment: {flips: false}\ntiles: {augment: true}\n", "config.yaml")
+
+
+def test_recipes_flip_and_do_nothing_else_to_tiles() -> None:
+    assert {recipe().augment for recipe in RECIPES.values()} == {Augment(flips=True, stain=0.0, blur=0.0)}
+
+
+def test_augmentation_is_set_on_the_command_line() -> None:
+    line = "demo --manifests m --labels l.csv --out run --augment.no-flips --augment.stain 0.05 --augment.blur 0.1"
+    assert Train.parse(line.split()).config.augment == Augment(flips=False, stain=0.05, blur=0.1)
+
+
 def test_k_per_rank_is_resolved_once() -> None:
     config = RunConfig(tiles=Tiles(tiles="fixed", k_per_rank=100)).resolved(4)
     assert (config.virtual_ranks, config.tiles.k, config.tiles.k_per_rank) == (4, 400, None)
@@ -44,6 +71,8 @@ def test_k_per_rank_is_resolved_once() -> None:
         (lambda: Optim(lr=0), "optim.lr is 0: expected above 0"),
         (lambda: Optim(epochs=2, warmup_epochs=3), "optim.warmup_epochs"),
         (lambda: RunConfig(virtual_ranks=0), "virtual_ranks is 0"),
+        (lambda: Augment(stain=0.3), r"augment.stain is 0.3: expected \[0, 0.2\]"),
+        (lambda: Augment(blur=-0.1), r"augment.blur is -0.1: expected \[0, 1\]"),
         (lambda: Machine(keep=-1), "machine.keep"),
     ],
 )

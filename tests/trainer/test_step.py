@@ -1,5 +1,6 @@
 """One answer: a slide's gradients do not depend on how its virtual ranks are spread over processes, nor on memory."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -7,12 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from manifests import part_bounds
+from trainer import config
 from trainer.aggregators import build_aggregator
 from trainer.comm import Comm
-from trainer.config import Aggregator
+from trainer.config import Aggregator, Augment
+from trainer.encoders import build_encoder
 from trainer.ranks import run_ranks
 from trainer.sampler import StepPlan
-from trainer.step import Engine, Shard, SlideInput
+from trainer.shards import Reads, Shard, SlideInput
+from trainer.step import Engine
 from trainer.topology import Topology
 
 NUM_VIRTUAL, NUM_TILES = 6, 23
@@ -54,7 +58,7 @@ def one_step(
         num_features=12,
         seed=5,
         keep=keep,
-        augment=True,
+        augment=Augment(),
     )
     engine.set_training(True)
     halves = {"encoder": engine.encoder, "aggregator": engine.aggregator}
@@ -117,6 +121,67 @@ def test_graphs_that_are_not_kept_change_nothing(keep: int, num_tiles: int) -> N
     )
 
 
+class Passing:
+    """Shards whose memory is used for something else as soon as the next is asked for."""
+
+    reads = Reads()
+
+    def __init__(self, tiles: list[Tensor], num_again: int) -> None:
+        self._tiles, self._num_again = tiles, num_again
+
+    def first(self) -> Iterator[Shard]:
+        yield from self._pass(range(len(self._tiles)))
+
+    def again(self) -> Iterator[Shard]:
+        yield from self._pass(reversed(range(self._num_again)))
+
+    def will_reread(self) -> bool:
+        return self._num_again > 0
+
+    def _pass(self, which: Iterable[int]) -> Iterator[Shard]:
+        for v in which:
+            passing = self._tiles[v].clone()
+            yield Shard(v, passing)
+            passing.fill_(255)
+
+
+@pytest.mark.parametrize("keep", [None, 0, 1])
+@pytest.mark.parametrize("augment", [None, Augment(), Augment(stain=0.1, blur=0.5)])
+def test_no_graph_needs_the_memory_of_its_tiles(keep: int | None, augment: Augment | None) -> None:
+    """With the encoder of real runs: what autograd saves is its floating-point copy."""
+
+    def gradients(is_passing: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        encoder = build_encoder(config.Encoder(name="test_resnet"), 32).double()
+        aggregator = build_aggregator(Aggregator(hidden=8), encoder.num_features, 2).double()
+        comm = Comm(Topology.make(1, "shared", 3), 0, torch.device("cpu"))
+        engine = Engine(
+            comm, encoder, aggregator, num_features=encoder.num_features, seed=0, keep=keep, augment=augment
+        )
+        engine.set_training(True)
+        generator = torch.Generator().manual_seed(1)
+        tiles = [torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator) for _ in range(3)]
+        plan = StepPlan(0, 0, "slide", 12, 12)
+        source = Passing(tiles, 0 if keep is None else 3 - keep)
+        held = SlideInput(plan, [Shard(v, t) for v, t in enumerate(tiles)], 1)
+        (outcome,) = engine.step([SlideInput(plan, source.first(), 1, source) if is_passing else held])
+        assert not outcome.error
+        return [p.grad for half in (encoder, aggregator) for p in half.parameters() if p.grad is not None]
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(True), gradients(False), strict=True))
+
+
+def agreeing(rank: int, world_size: int) -> tuple[str, list[list[float]]]:
+    comm = Comm(Topology.make(world_size, "dedicated", 2), rank, torch.device("cpu"))
+    return comm.agree("", 2.0**40 + rank, rank / 4)
+
+
+def test_all_ranks_know_each_others_numbers_exactly() -> None:
+    for error, by_rank in run_ranks(agreeing, 3):
+        assert not error
+        assert by_rank == [[2.0**40 + rank, rank / 4] for rank in range(3)]
+
+
 def test_running_statistics_move_once_per_tile() -> None:
     """Virtual ranks of equal size: the mean of what each alone would have made of them."""
     whole = one_step(0, 1, "shared", 2, 8, 0)
@@ -145,7 +210,7 @@ def calibrated_step(rank: int, world_size: int, mode: str) -> dict[str, Tensor]:
         aggregator if comm.is_aggregator else None,
         num_features=12,
         seed=5,
-        augment=True,
+        augment=Augment(),
         batchnorm="calibrated",
     )
     slides = [slide_input(comm.topology, rank, f"slide {i}", num_tiles, i) for i, num_tiles in enumerate((23, 8))]
