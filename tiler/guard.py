@@ -7,7 +7,7 @@ not decoded is a rectangle of it. Neither is proof: a read under suspicion is ch
 (tiler/reader.py).
 
 Descriptors 1 and 2 are left alone, and with them what Python prints and logs, what other processes print, and what
-becomes of a descriptor that was closed. A C program that dies meanwhile may take its last words with it.
+becomes of a descriptor that was closed. What C code prints as it ends the process meanwhile is lost.
 """
 
 import contextlib

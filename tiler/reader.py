@@ -152,7 +152,7 @@ def read_plan(
             canvas.put(read, region)
 
     if plan.jpeg_tiles is None:  # Its reader may not look at the ends of its tiles: OpenJPEG takes half of one for all.
-        _refuse_damage(record, bad_mark_rows(slide, manifest, plan.unique))
+        _refuse_damage(record, bad_mark_rows(slide, manifest, plan.unique, look_through=True))
     with guarded() if plan.jpeg_tiles is None else contextlib.nullcontext():
         num_threads = min(num_threads or len(os.sched_getaffinity(0)), len(plan.reads))
         _in_threads(run, plan.reads, num_threads)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from manifests import Manifest
 from tiler import TilerConfig, build_manifest, open_slide, read_tiles
-from tiler.integrity import _lay, bad_mark_rows, bad_rows, find_damage
+from tiler.integrity import bad_mark_rows, bad_rows, find_damage, lay
 from tiler.integrity.decode import bad_decodes
 from tiler.integrity.markers import bad_marks
 from tiler.slide import Slide
@@ -123,7 +123,7 @@ def _cost_of_rows(slide: Slide, manifest: Manifest, num_rows: int, num_rounds: i
         "strict": lambda: bad_rows(slide, manifest, rows),
     }
     seconds = {way: round(statistics.median(values), 5) for way, values in _time(ways, num_rounds).items()}
-    under = _lay(slide, manifest, rows)
+    under = lay(slide, manifest, rows)
     assert under is not None
     return {"num_rows": num_rows, "num_file_tiles": int(under[1].touched().sum()), **seconds}
 

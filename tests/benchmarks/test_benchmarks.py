@@ -20,10 +20,16 @@ def load(name: str) -> ModuleType:
 
 
 def test_read() -> None:
-    config = CohortConfig(width_px=(1024, 1024), height_px=(1024, 1024), scant_every=0)
-    result = load("bench_read").main(num_rounds=1, config=config)
-    assert result["num_tiles"] > 0
-    assert min(result["tiles_per_s"].values()) > 0
+    result = load("bench_read").main(num_rounds=1, most_px=1024, most_tiles_px=1024)
+    assert result["memory"]["num_tiles"] == 16
+    for name, slide in result["slides"].items():
+        assert f"_{slide['file_tile'][0]}" in name
+        assert slide["read_size"] == ((448, 448) if "resampled" in name else (224, 224))
+        left_out = {"limit_aligned"} if slide["compression"] != "JPEG" else set()
+        assert set(slide["why_not"]) == left_out
+        for share in slide["shares"]:
+            assert {"read_tiles_1", "regions", "regions_bare", "limit"} <= set(share["readers"])
+            assert {name for name, rates in share["readers"].items() if rates is None} == left_out
 
 
 @pytest.mark.slow
@@ -37,6 +43,15 @@ def test_batchnorm() -> None:
 def test_check() -> None:
     result = load("bench_check").main(num_rounds=1, side_px=2048, huge_px=4096, num_damaged=3)
     assert result["false_alarms"] == {"markers": 0, "decode": 0, "sample": 0}
+
+
+@pytest.mark.slow
+def test_damage() -> None:
+    sizes = {"num_damaged": 1, "side_px": 1024, "big_side_px": 2048, "num_rounds": 1, "num_readings": 2}
+    result = load("bench_damage").main(**sizes, formats=("Aperio JPEG, RGB", "TIFF LZW"))
+    assert result["detection"]["Aperio JPEG, RGB"]["kinds"]["undecodable"]["refused"] == 1
+    assert all(counts["num_suspected"] == 0 for counts in result["false_alarms"].values())
+    assert result["training"]["ratio_inside"] > 0
 
 
 @pytest.mark.slow

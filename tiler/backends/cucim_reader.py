@@ -46,7 +46,7 @@ class CucimPixels:
 
     def __init__(self, path: Path, tiff: TiffFacts) -> None:
         # Its libtiff complains of every Deflate file, with its path, and reads it all the same.
-        self._slide = _open_cucim(path, quiet=any(page.compression in _DEFLATE for page in tiff.pyramid))
+        self._slide = open_cucim(path, quiet=any(page.compression in _DEFLATE for page in tiff.pyramid))
         r = self._slide.resolutions
         self.levels = tuple(
             Level(w, h, tw, th, d)
@@ -67,7 +67,7 @@ _first_open = threading.Lock()
 _has_opened = False
 
 
-def _open_cucim(path: Path, *, quiet: bool) -> Any:
+def open_cucim(path: Path, *, quiet: bool) -> Any:
     """Opens a slide with cuCIM. At the first one its C code complains where there is no GPU: not shown."""
     global _has_opened
     os.environ.setdefault("CUFILE_LOGFILE_PATH", os.devnull)  # Else it leaves a cufile.log where the user stands.

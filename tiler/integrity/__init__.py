@@ -46,8 +46,8 @@ from tiler.config import Check
 from tiler.errors import TilerError
 from tiler.integrity.compare import other_reader, sample_rows, unequal, unreadable
 from tiler.integrity.cover import Cover, Grid, cover
-from tiler.integrity.decode import bad_decodes
-from tiler.integrity.markers import bad_marks
+from tiler.integrity.decode import bad_decodes, bad_streams
+from tiler.integrity.markers import JPEG2000, bad_marks
 from tiler.masks import overview_level
 from tiler.slide import Slide
 from tiler.tiff_tables import TileTable, read_tables
@@ -134,17 +134,22 @@ def bad_rows(slide: Slide, manifest: Manifest, rows: NDArray[np.int64]) -> NDArr
     return touching
 
 
-def bad_mark_rows(slide: Slide, manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+def bad_mark_rows(
+    slide: Slide, manifest: Manifest, rows: NDArray[np.int64], *, look_through: bool = False
+) -> NDArray[np.bool_]:
     """Which tiles of a manifest touch compressed tiles without their codec's marks: 36 bytes each are read.
 
-    No tile does where a level is not a grid of compressed tiles (MRXS, DICOM, NDPI's made levels …): OpenSlide reads
-    it, and raises. Arguments, result and errors as for `bad_rows`.
+    With `look_through`, JPEG 2000, whose decoder takes any bytes, is also looked through for what an encoder never
+    writes: 1 % of the time of decoding it. No tile is bad where a level is not a grid of compressed tiles (MRXS, DICOM,
+    NDPI's made levels …): OpenSlide reads it, and raises. Arguments, result and errors as for `bad_rows`.
     """
     under = lay(slide, manifest, rows)
     if under is None:
         return np.zeros(len(rows), bool)
     table, covered = under
     bad, _ = _bad_file_tiles(slide, table, covered.touched(), decode=False)
+    if look_through and table.compression in JPEG2000:
+        bad |= bad_streams(slide.path, table, covered.touched() & ~bad)
     return covered.touching(bad)
 
 

@@ -56,6 +56,11 @@ def bad_decodes(path: Path, table: TileTable, wanted: Grid) -> Grid | None:
     return bad
 
 
+def bad_streams(path: Path, table: TileTable, wanted: Grid) -> Grid:
+    """JPEG 2000 tiles whose bytes no encoder writes: looked through, not decoded. Arguments as for `bad_decodes`."""
+    return _sweep(path, table, wanted, lambda tile, _: _is_clean_jpeg2000(tile))
+
+
 def _sweep(path: Path, table: TileTable, wanted: Grid, accepts: Accepts) -> Grid:
     index = np.flatnonzero(np.broadcast_to(wanted, table.offsets.shape))
     offsets, num_bytes = table.offsets.ravel(), table.num_bytes.ravel()
