@@ -1,4 +1,4 @@
-"""The tiler's commands: tile, synth, doctor."""
+"""The tiler's commands: tile, synth."""
 
 import logging
 import os
@@ -16,7 +16,6 @@ import tyro
 from tiler.archive import Job, Plan, Tiled, plan_archive, tile_archive
 from tiler.build import Done
 from tiler.config import TilerConfig
-from tiler.doctor import examine_machine, examine_slide
 from tiler.errors import TilerError
 from tiler.progress import Counter, progress_bar
 from tiler.pseudonym import read_key
@@ -164,16 +163,6 @@ class Tile:
         return result, 1 if errors or tiled.num_unreadable else 0
 
 
-def _in_words(value: Any) -> str:
-    """A finding as a line for people."""
-    if isinstance(value, dict):
-        return "; ".join(f"{name}: {_in_words(item)}" for name, item in value.items())
-    if isinstance(value, list | tuple):
-        is_size = len(value) > 1 and isinstance(value[0], int)
-        return (" x " if is_size else ", ").join(map(_in_words, value)) or "none"
-    return "none" if value is None else str(value)
-
-
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -211,24 +200,3 @@ class Synth:
             )
         labels = self.out / "labels.csv"
         return {"num_slides": len(files), "slides": str(self.out / "slides"), "labels": str(labels)}, 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Doctor:
-    """Tell what this machine, and a slide, can and cannot do."""
-
-    slide: tyro.conf.Positional[Path | None] = None
-    """A slide to look at."""
-
-    def run(self) -> tuple[dict[str, Any], int]:
-        findings = examine_machine()
-        problems = list(findings["problems"])
-        if self.slide is not None:
-            findings["slide"] = examine_slide(self.slide)
-            problems += findings["slide"]["problems"]
-        for name, value in (*findings.items(), *findings.get("slide", {}).items()):
-            if name not in ("slide", "problems"):
-                print(f"{name:<12} {_in_words(value)}", file=sys.stderr)
-        for problem in problems:
-            print(f"problem: {problem}", file=sys.stderr)
-        return findings, 1 if problems else 0

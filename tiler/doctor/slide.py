@@ -1,11 +1,7 @@
-"""What this machine, and one slide, can and cannot do; every finding is a fact a user can act on."""
+"""What each reader sees in a slide, and whether they see the same pixels."""
 
-import importlib.util
 import itertools
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,71 +10,33 @@ from numpy.typing import NDArray
 
 from manifests.geometry import level_to_l0
 from tiler.config import Backend
-from tiler.errors import TilerError
+from tiler.errors import ReadError, TilerError
+from tiler.guard import guarded
+from tiler.outcome import hide_paths
 from tiler.slide import Slide, open_slide
 from tiler.tiff import read_tiff
-from tiler.version import VERSION
 
 _MAX_DIFFERENCE = 3.0
 """Grey levels; decoders of one JPEG or JPEG 2000 tile differ by less than 1 on average, wrong pixels by tens."""
-_OURS = ("manifests", "tiler", "trainer", "services")
 
 
-def examine_machine() -> dict[str, Any]:
-    """Versions, readers, devices; `problems` lists what will not work, each with the way out."""
-    problems = find_shadows()
-    if importlib.util.find_spec("cucim") is None:
-        problems.append(
-            "cucim is not installed: OpenSlide reads all slides, several times slower; pip install 'slidegrad[cu13]'"
-        )
-    both = [name for name in ("cucim-cu12", "cucim-cu13") if _version(name)]
-    if len(both) == 2:
-        problems.append("cucim-cu12 and cucim-cu13 are both installed and overwrite each other; uninstall one")
-    return {
-        "slidegrad": VERSION,
-        "python": platform.python_version(),
-        "cores": len(os.sched_getaffinity(0)),
-        "torch": _version("torch"),
-        "gpus": _gpus(),
-        "cucim": _version("cucim-cu13") or _version("cucim-cu12"),
-        "openslide": _version("openslide-python"),
-        "problems": problems,
-    }
-
-
-def find_shadows() -> list[str]:
-    """Sentences on our import packages that another distribution also provides, or that Python finds elsewhere."""
-    sentences = []
-    owners = packages_distributions()
-    for package in _OURS:
-        others = sorted(set(owners.get(package, [])) - {"slidegrad"})
-        if others:
-            sentences.append(f"package {package!r} is also installed by {', '.join(others)}; pip uninstall {others[0]}")
-        spec = importlib.util.find_spec(package)
-        home = Path(__file__).resolve().parent.parent
-        if spec is None or spec.origin is None or Path(spec.origin).resolve().parent.parent != home:
-            found = spec.origin if spec else None
-            sentences.append(
-                f"package {package!r} is found at {found}, not beside the tiler in {home}; mend PYTHONPATH"
-            )
-    return sentences
-
-
-def examine_slide(path: Path) -> dict[str, Any]:
+def examine_slide(path: Path, default_mpp: float | None = None) -> dict[str, Any]:
     """What the readers see in a slide, and whether they see the same pixels.
+
+    Args:
+        path: the slide.
+        default_mpp: microns per level-0 px, as the user knows them: that the slide does not say is then no problem.
 
     Returns:
         backend and why it is the one, vendor, sizes in px (levels as width, height, downsample), tile (width, height)
         and compression of level 0, the scale and its source; `readers`: "opens" or why not; `parity`: for each pair of
         readers the mean absolute difference in grey levels over sampled tiles, one number for each level that both
-        have, None for the others; `problems`, each with the way out.
+        have and can read, None for the others; `problems`, each with the way out.
     """
     slide = open_slide(path)
     opened, readers = _open_with_all(path)
-    parity = {
-        f"{a}-{b}": [_find_difference(opened[a], opened[b], level) for level in range(len(opened[a].levels))]
-        for a, b in itertools.combinations(opened, 2)
-    }
+    with guarded():  # What cuCIM prints of damage says less than OpenSlide's errors do.
+        parity, unreadable = _compare_all(opened)
     return {
         "backend": slide.backend,
         "why": slide.why,
@@ -92,7 +50,7 @@ def examine_slide(path: Path) -> dict[str, Any]:
         "mpp_other": slide.scale.other,
         "readers": readers,
         "parity": parity,
-        "problems": [*_scale_problems(slide), *_parity_problems(parity)],
+        "problems": [*_scale_problems(slide, default_mpp), *_parity_problems(parity), *_damage_problems(unreadable)],
     }
 
 
@@ -110,6 +68,21 @@ def _open_with_all(path: Path) -> tuple[dict[str, Slide], dict[str, str]]:
     return opened, told
 
 
+def _compare_all(opened: Mapping[str, Slide]) -> tuple[dict[str, list[float | None]], list[str]]:
+    """For each pair of readers the difference at each level, and why some could not be read."""
+    parity: dict[str, list[float | None]] = {}
+    unreadable = []
+    for a, b in itertools.combinations(opened, 2):
+        parity[f"{a}-{b}"] = differences = []
+        for level in range(len(opened[a].levels)):
+            try:
+                differences.append(_find_difference(opened[a], opened[b], level))
+            except ReadError as error:
+                differences.append(None)
+                unreadable.append(hide_paths(str(error), opened[a].path.stem, opened[a].path))
+    return parity, unreadable
+
+
 def _compression(slide: Slide) -> str:
     """Of level 0, by the TIFF's tag; "" where the file is no TIFF."""
     tiff = read_tiff(slide.path)
@@ -117,10 +90,10 @@ def _compression(slide: Slide) -> str:
     return page.compression_name if page is not None else ""
 
 
-def _scale_problems(slide: Slide) -> list[str]:
+def _scale_problems(slide: Slide, default_mpp: float | None) -> list[str]:
     absurd = [field for field in slide.scale.tried.split(", ") if field.endswith(" is absurd")]
     sentences = [f"scale: {field}; check the slide, or give --mpp-csv" for field in absurd]
-    if slide.mpp is None:
+    if slide.mpp is None and default_mpp is None:
         sentences.append("the slide does not say its scale; give --default-mpp or --mpp-csv")
     if slide.mpp is not None and slide.scale.other:
         sentences.append(
@@ -138,6 +111,10 @@ def _parity_problems(parity: Mapping[str, Sequence[float | None]]) -> list[str]:
         for level, difference in enumerate(differences)
         if difference is not None and difference > _MAX_DIFFERENCE
     ]
+
+
+def _damage_problems(unreadable: Sequence[str]) -> list[str]:
+    return [f"it cannot be read everywhere ({why}); restore it from its source" for why in unreadable[:1]]
 
 
 def _find_difference(a: Slide, b: Slide, index: int, num_tiles: int = 16, side_px: int = 224) -> float | None:
@@ -164,19 +141,3 @@ def _read_at(slide: Slide, index: int, corner: list[int], side: int) -> NDArray[
     down = slide.levels[index].downsample
     x_l0, y_l0 = level_to_l0(np.array(corner), down) if any(corner) else (0, 0)
     return slide.read(int(x_l0), int(y_l0), index, side, side)
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
-
-
-def _gpus() -> list[str]:
-    """Names of the NVIDIA devices, by the driver's own list: torch is not imported for this."""
-    root = Path("/proc/driver/nvidia/gpus")
-    if not root.is_dir():
-        return []
-    lines = [line for info in sorted(root.glob("*/information")) for line in info.read_text().splitlines()]
-    return [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model:")]
