@@ -15,6 +15,7 @@ import ctypes
 import os
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -75,6 +76,7 @@ class _Watch:
 
 _begin_or_end = threading.Lock()
 _num_inside = 0
+_is_told = False
 _watches: list[_Watch] = []
 """One for each stream, made when first needed; none where the C library is not GNU's."""
 
@@ -83,14 +85,18 @@ _watches: list[_Watch] = []
 def guarded() -> Iterator[None]:
     """Turns the guards on for the process while it is inside, here or in another thread.
 
-    Python's own output goes where it went; what C code prints arrives a little later.
+    Python's own output goes where it went; what C code prints arrives a little later. What does not work here is told
+    in a warning, once.
     """
-    global _num_inside
+    global _num_inside, _is_told
     with _begin_or_end:
         if _num_inside == 0:
             _turn_aside()
             _poison(POISON)
         _num_inside += 1
+        is_first, _is_told = not _is_told, True
+    for sentence in missing_guards() if is_first else ():
+        warnings.warn(sentence, RuntimeWarning, stacklevel=3)
     try:
         yield
     finally:

@@ -112,19 +112,20 @@ log = logging.getLogger("test")
 log.addHandler(logging.StreamHandler(sys.stdout))
 assert noise() == 0
 with guarded():
+    before = noise()
     log.warning("logged")
     print("printed")
     print("complained", file=sys.stderr)
     warnings.warn("warned")
     os.write(1, b"written\\n")
     subprocess.run(["echo", "of a child"])
-    assert noise() == 0
+    assert noise() == before
     said = []
     for speak in (say, complain):
         for _ in range(2):
             speak(b"C speaks\\n")
             said.append(noise())
-    assert 0 < said[0] < said[1] < said[2] < said[3] == noise()
+    assert before < said[0] < said[1] < said[2] < said[3] == noise()
 assert noise() == 0
 say(b"later\\n")
 assert noise() == 0
@@ -294,10 +295,11 @@ def test_another_allocator_is_told(tmp_path: Path) -> None:
         "void *malloc(size_t size) { return __libc_calloc(1, size); }\n"
     )
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
-    body = "from tiler.guard import missing_guards; print(*missing_guards())"
+    body = "from tiler.guard import guarded, missing_guards; print(*missing_guards())\nwith guarded(): pass"
     done = _run(body, env={**os.environ, "LD_PRELOAD": str(library)})
     assert done.stdout.startswith("memory is not filled before use here"), done.stderr
     assert "run without LD_PRELOAD" in done.stdout
+    assert done.stderr.count("RuntimeWarning: memory is not filled") == 1
 
 
 def test_another_c_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
