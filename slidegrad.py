@@ -47,6 +47,13 @@ _TROUBLE = {
 """What the machine, not Slidegrad, did wrong, and what the user can do about it."""
 
 
+_KEPT = {
+    "tile": "; what was finished is kept: run it again to go on",
+    "train": "; the last checkpoint is kept: run it again with --resume to go on from there",
+}
+"""What Ctrl-C leaves."""
+
+
 class Command(Protocol):
     """What every command answers."""
 
@@ -79,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
         _complain(str(error))
         return EXIT_USAGE
     except KeyboardInterrupt:
-        _complain("interrupted; what was finished is kept: run it again to go on (train with --resume)")
+        _complain("interrupted" + _KEPT.get(argv[0], ""))
         return EXIT_INTERRUPTED
     except OSError as error:
         if error.errno not in _TROUBLE:

@@ -107,7 +107,7 @@ def test_a_command_without_a_result_says_nothing(
     ("error", "code", "sentence"),
     [
         (SlidegradError("slide a: cut file"), 2, "slidegrad: slide a: cut file\n"),
-        (KeyboardInterrupt(), 130, "slidegrad: interrupted; what was finished is kept"),
+        (KeyboardInterrupt(), 130, "slidegrad: interrupted"),
         (ZeroDivisionError("by zero"), 70, "slidegrad: unexpected error (above); this is a fault of Slidegrad's"),
         (OSError(errno.EBADF, "our fault"), 70, "slidegrad: unexpected error"),
         (OSError(errno.EIO, "broken disk"), 2, "slidegrad: broken disk; see to the disk or its mount, then run"),

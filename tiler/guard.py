@@ -10,6 +10,7 @@ Descriptors 1 and 2 are left alone, and with them what Python prints and logs, w
 becomes of a descriptor that was closed. What C code prints as it ends the process meanwhile is lost.
 """
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 
 POISON = 77
 """Grey level of memory that was never written: no tissue, no glass and no edge of a slide is this grey throughout."""
+_RUN_PX = 16
+"""So many px of it at the end of a compressed tile's last row are no picture; one alone may be ink."""
 _M_PERTURB = -6
 """mallopt's name for what the variable MALLOC_PERTURB_ sets at start: https://man7.org/linux/man-pages/man3/mallopt.3.html."""
 _CUCIM_SAYS = re.compile(
@@ -72,6 +75,9 @@ class _Watch:
     def end(self) -> None:
         self._variable.value = self._theirs
         self.noise()
+        with self._lock:
+            os.ftruncate(self._caught, 0)
+            self._told = 0
 
 
 _begin_or_end = threading.Lock()
@@ -127,8 +133,11 @@ def is_poisoned(region: NDArray[np.uint8], corner: tuple[int, int], file_tile: t
         np.append(np.arange(step - 1 - start % step, size - 1, step), size - 1)
         for start, step, size in zip(corner[::-1], file_tile[::-1], region.shape, strict=False)
     )
-    ends = region[last_rows[:, None], last_columns]
-    return bool((ends == POISON).all(axis=2).any())
+    starts = np.maximum(np.append(0, last_columns[:-1] + 1), last_columns + 1 - _RUN_PX)
+    is_end = (region[last_rows[:, None], last_columns] == POISON).all(axis=2)
+    return any(
+        bool((region[last_rows[i], starts[k] : last_columns[k] + 1] == POISON).all()) for i, k in np.argwhere(is_end)
+    )
 
 
 def missing_guards() -> list[str]:
@@ -153,6 +162,10 @@ def missing_guards() -> list[str]:
 def _turn_aside() -> None:
     if not _watches and hasattr(_libc, "gnu_get_libc_version"):
         _watches.extend(_Watch(name) for name in ("stdout", "stderr"))
+        for (
+            watch
+        ) in _watches:  # A read that hangs never leaves the guard: what was printed meanwhile comes out at last.
+            atexit.register(watch.noise)
     for watch in _watches:
         watch.begin()
 

@@ -19,7 +19,6 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from tiler.backends import PAD_VALUE
 from tiler.errors import ReadError
 from tiler.tiff_tables import TileTable
 
@@ -60,8 +59,6 @@ class JpegTiles:
         left, top = x - column * table.tile_w, y - row * table.tile_h
         index = row * self._columns + column
         num_bytes = int(self._num_bytes[index])
-        if not num_bytes:  # Left out by the scanner.
-            return np.full((height, width, 3), PAD_VALUE, np.uint8)
         tile = os.pread(self._descriptor, num_bytes, int(self._offsets[index]))
         try:
             if len(tile) < num_bytes:
@@ -69,9 +66,12 @@ class JpegTiles:
             decoded = simplejpeg.decode_jpeg(self._head + tile[2:], "RGB", buffer=self._buffer(), strict=True)
         except ValueError as error:
             raise ReadError(f"JPEG tile {index}: {error}") from None
+        # Whole, or as much of it as lies in the picture.
+        inside = table.height - row * table.tile_h, table.width - column * table.tile_w
+        sizes = zip(decoded.shape, (table.tile_h, table.tile_w), inside, strict=False)
+        if not all(px in (whole, min(whole, some)) for px, whole, some in sizes):
+            raise ReadError(f"JPEG tile {index}: {decoded.shape[1]} x {decoded.shape[0]} px")
         region: NDArray[np.uint8] = decoded[top : top + height, left : left + width]
-        if region.shape[:2] != (height, width):
-            raise ReadError(f"JPEG tile {index}: {decoded.shape[1]} x {decoded.shape[0]} px, too few")
         return region
 
     def _buffer(self) -> NDArray[np.uint8]:

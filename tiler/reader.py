@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import cv2
 import numpy as np
@@ -71,6 +72,7 @@ def read_tiles(
         TilerError: the file is not the one the manifest was made from, a row is out of range, or `out` does not fit.
         DamageError: tiles whose compressed bytes are damaged.
         ReadError: pixels that could not be read for another reason.
+        OSError: the disk does not give the bytes; another try may succeed.
     """
     return read_plan(slide, manifest, plan_tiles(slide, manifest, rows), out, num_threads)
 
@@ -83,17 +85,25 @@ def plan_tiles(slide: Slide, manifest: Manifest, rows: NDArray[np.int64], *, in_
         in_regions: leaves JPEG tiles to the slide's reader too.
 
     Raises:
-        TilerError: a row is out of range.
+        TilerError: a row is out of range, or no whole number.
     """
     record = manifest.slide
+    rows = np.asarray(rows) if len(rows) else np.zeros(0, np.int64)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu":
+        raise TilerError(
+            f"slide {record.slide_id}: rows are {rows.dtype} {rows.shape}, expected whole numbers (n,); of a mask take "
+            "np.flatnonzero"
+        )
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(manifest):
         raise TilerError(f"slide {record.slide_id}: rows {rows.min()}..{rows.max()}, the manifest has {len(manifest)}")
     unique, landing = np.unique(rows, return_inverse=True)
     level = slide.levels[record.level]
     x_l0, y_l0 = manifest.x_l0[unique], manifest.y_l0[unique]
-    jpeg_tiles = None if in_regions else slide.jpeg_tiles(record.level)
-    if jpeg_tiles is not None and not _are_inside(x_l0, y_l0, record, level):
-        jpeg_tiles = None  # The slide's reader knows what lies past the edge.
+    under = lay(slide, manifest, unique) if len(unique) else None
+    num_bytes = under[0].num_bytes[:, under[1].touched()] if under else np.zeros(0, np.int64)
+    # The slide's reader knows what lies past the edge, and what is shown where a compressed tile was left out.
+    is_whole = bool(num_bytes.all()) and _are_inside(x_l0, y_l0, record, level)
+    jpeg_tiles = slide.jpeg_tiles(record.level) if is_whole and not in_regions else None
     reads, num_decoded = plan_reads(
         x_l0,
         y_l0,
@@ -103,14 +113,13 @@ def plan_tiles(slide: Slide, manifest: Manifest, rows: NDArray[np.int64], *, in_
         may_share=slide.is_exact(record.level),
         most_px=BLOCK_PX if jpeg_tiles is None else 0,
     )
-    under = lay(slide, manifest, unique) if len(unique) else None
     return TilePlan(
         record=record,
         unique=unique,
         landing=landing,
         reads=reads,
         num_decoded=num_decoded,
-        num_file_bytes=int(under[0].num_bytes[:, under[1].touched()].sum()) if under else 0,
+        num_file_bytes=int(num_bytes.sum()),
         jpeg_tiles=jpeg_tiles,
     )
 
@@ -132,12 +141,16 @@ def read_plan(
     """Reads what was planned; see `read_tiles`."""
     record = plan.record
     if slide.fingerprint != record.fingerprint:
-        raise TilerError(f"slide {record.slide_id}: the file changed since it was tiled; tile it again")
+        raise TilerError(
+            f"slide {record.slide_id}: the file changed since it was tiled, or is another slide's; tile it again, or "
+            "open the right one"
+        )
     shape = (len(plan.landing), record.tile_px, record.tile_px, 3)
     if out is None:
         out = np.empty(shape, np.uint8)
-    elif out.shape != shape or out.dtype != np.uint8:
-        raise TilerError(f"out is {out.dtype} {out.shape}, expected uint8 {shape}")
+    elif out.shape != shape or out.dtype != np.uint8 or not (out.flags.c_contiguous and out.flags.writeable):
+        layout = "" if out.flags.c_contiguous and out.flags.writeable else " that is read-only or not in one piece"
+        raise TilerError(f"out is {out.dtype} {out.shape}{layout}, expected uint8 {shape}")
     # Where each distinct tile lands in `out`: its first place; repeats are copied from there afterwards.
     first = np.full(len(plan.unique), -1, np.int64)
     first[plan.landing[::-1]] = np.arange(len(plan.landing))[::-1]
@@ -151,8 +164,13 @@ def read_plan(
         else:
             canvas.put(read, region)
 
-    if plan.jpeg_tiles is None:  # Its reader may not look at the ends of its tiles: OpenJPEG takes half of one for all.
-        _refuse_damage(record, bad_mark_rows(slide, manifest, plan.unique, look_through=True))
+    if plan.jpeg_tiles is None and slide.table(record.level) is not None:
+        # What no reader raises: OpenJPEG takes half a tile for all of it, OpenSlide and tifffile pass over what libjpeg
+        # and libdeflate complain of, and nothing of that can be heard.
+        find = partial(bad_mark_rows, look_through=True) if slide.backend == "cucim" else bad_rows
+        _refuse_damage(record, find(slide, manifest, plan.unique))
+    if num_threads is not None and num_threads < 1:
+        raise TilerError(f"num_threads is {num_threads}, expected at least 1")
     with guarded() if plan.jpeg_tiles is None else contextlib.nullcontext():
         num_threads = min(num_threads or len(os.sched_getaffinity(0)), len(plan.reads))
         _in_threads(run, plan.reads, num_threads)
@@ -217,7 +235,7 @@ def _read_surely(slide: Slide, plan: TilePlan, read: BlockRead) -> NDArray[np.ui
         region = slide.read(read.x_l0, read.y_l0, plan.record.level, read.width, read.height)
     except ReadError:
         return None
-    if slide.backend != "cucim":  # The others raise.
+    if slide.backend != "cucim":  # Its bytes were decoded strictly before.
         return region
     level = slide.levels[plan.record.level]
     # Past the slide's edge it is white, whatever was written.
@@ -252,7 +270,7 @@ def _read_again(
             if region is None:
                 raise ReadError(
                     f"slide {record.slide_id}: tile {row} cannot be read by {slide.backend}, though its bytes are "
-                    "sound; run it again, or tile it again with --backend openslide"
+                    "sound; run it again, or tile it again with another --backend"
                 )
             canvas.put(read, region)
 
@@ -285,10 +303,14 @@ def _in_threads(function: Callable[[BlockRead], None], reads: Iterable[BlockRead
             errors.append(error)
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(num_threads - 1)]
-    for thread in threads:
-        thread.start()
-    work()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+        work()
+        for thread in threads:
+            thread.join()
+    except BaseException as error:  # Ctrl-C while it waits: the others stop after the read in hand.
+        errors.append(error)
+        raise
     if errors:
         raise errors[0]

@@ -5,6 +5,7 @@ run's identity; those of `Machine` only say how this machine does the work, and 
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast, get_type_hints
@@ -164,14 +165,11 @@ class Machine:
     def __post_init__(self) -> None:
         _check(self.keep is None or self.keep >= 0, "machine.keep", self.keep, "at least 0")
         budget_gb = self.read_ahead_gb
-        _check(budget_gb is None or budget_gb > 0, "machine.read_ahead_gb", budget_gb, "above 0")
+        is_size = budget_gb is None or 0 < budget_gb < math.inf
+        _check(is_size, "machine.read_ahead_gb", budget_gb, "above 0, and not without end")
         is_below = 0 < self.read_deadline_s < COLLECTIVES_S
-        _check(
-            is_below,
-            "machine.read_deadline_s",
-            self.read_deadline_s,
-            f"in (0, {COLLECTIVES_S}), for then other ranks give up",
-        )
+        until = f"above 0 and below {COLLECTIVES_S} s, when the other ranks give up"
+        _check(is_below, "machine.read_deadline_s", self.read_deadline_s, until)
         threads = self.reader_threads
         _check(threads is None or threads >= 1, "machine.reader_threads", threads, "at least 1")
 

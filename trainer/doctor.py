@@ -7,9 +7,10 @@ trainer/projection.py; here is in which order things are looked at and told.
 
 import importlib.util
 import os
+import stat
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -18,6 +19,7 @@ import tyro
 if TYPE_CHECKING:
     from manifests.schema import Manifest
     from manifests.source import ManifestSource
+    from tiler.config import TilerConfig
     from trainer.config import RunConfig
     from trainer.projection import ReadingRate
 
@@ -54,31 +56,41 @@ class Doctor:
         from tiler.doctor import examine_machine
         from tiler.doctor.words import tell
 
-        self._check()
+        tiling = self._check()
         config = _open_recipe(self.recipe) if self.recipe is not None else None
         cohort = _Cohort.open(self.manifests) if self.manifests is not None else None
+        if cohort is not None and self.slide is not None:
+            tiling = replace(tiling, tile_px=cohort.tile_px, mpp=cohort.tile_mpp)
         findings = examine_machine()
         tell({name: value for name, value in findings.items() if name != "problems"})
         problems = list(findings["problems"])
         path, manifest, why_not = (self.slide, None, "") if self.slide or cohort is None else cohort.choose()
         if why_not:
             problems.append(why_not)
-        if (path or config) and findings["load"] > (os.cpu_count() or 1) / 2:
+        slide, has_tiles = self._examine(path, manifest) if path is not None else ({}, False)
+        if (has_tiles or config) and findings["load"] > (os.cpu_count() or 1) / 2:
             busy = f"other work is going on (load {findings['load']:g})"
             tell({"note": f"{busy}: what is measured now is slower than it would be alone"})
         if path is not None:
-            findings["slide"] = self._look(path, manifest, cohort)
-            problems += findings["slide"]["problems"]
+            if has_tiles:
+                self._read(path, manifest, tiling, slide)
+            findings["slide"] = slide
+            problems += slide["problems"]
         if config is not None:
-            findings["projection"] = self._project(config, cohort, findings)
+            findings["projection"] = self._project(config, cohort, tiling, findings)
             problems += findings["projection"]["problems"]
         findings["problems"] = problems
         for problem in problems:
             print(f"problem: {problem}", file=sys.stderr)
         return findings, 1 if problems else 0
 
-    def _check(self) -> None:
-        """Raises at settings that would have no effect, or make no sense."""
+    def _check(self) -> "TilerConfig":
+        """The tiles that the settings ask for.
+
+        Raises:
+            SlidegradError: settings that would have no effect, or make no sense; a SLIDE that is none or not there.
+        """
+        from tiler.config import TilerConfig
         from trainer.errors import TrainerError
 
         has_slide, has_manifests = self.slide is not None, self.manifests is not None
@@ -92,34 +104,49 @@ class Doctor:
         ):
             if value is not None and not has_effect:
                 raise TrainerError(f"{flag} {value:g} would have no effect: it needs {needed}")
-        for flag, number in (("--threads", self.threads), ("--nproc", self.nproc), ("--tile-px", self.tile_px)):
+        for flag, number in (("--threads", self.threads), ("--nproc", self.nproc)):
             if number is not None and number < 1:
                 raise TrainerError(f"{flag} {number}: expected at least 1")
+        asked: dict[str, Any] = {"tile_px": self.tile_px, "mpp": self.mpp, "default_mpp": self.default_mpp}
+        tiling = TilerConfig(**{name: value for name, value in asked.items() if value is not None})
+        if self.slide is not None:
+            _check_slide(self.slide)
+        return tiling
 
-    def _look(self, path: Path, manifest: "Manifest | None", cohort: "_Cohort | None") -> dict[str, Any]:
-        """All findings on one slide."""
+    def _examine(self, path: Path, manifest: "Manifest | None") -> tuple[dict[str, Any], bool]:
+        """What the readers see in a slide, and whether tiles of it can be read: it opens, and its scale is known."""
         from manifests.errors import SlidegradError
-        from tiler.config import TilerConfig
-        from tiler.doctor import build_sample, examine_slide, measure_decoding, measure_storage
+        from tiler.doctor import examine_slide
+        from tiler.doctor.words import tell
+        from tiler.outcome import hide_paths
+
+        slide_id = manifest.slide.slide_id if manifest is not None else path.stem
+        unread = {"slide_id": slide_id, "storage": None, "decoding": None}
+        print(f"\nslide {slide_id}", file=sys.stderr)
+        try:
+            found = examine_slide(path, self.default_mpp if manifest is None else manifest.slide.mpp_x)
+        except SlidegradError as error:
+            tell({"reading": "not measured: the slide cannot be opened"})
+            return {"problems": [f"slide {slide_id}: {hide_paths(str(error), slide_id, path)}"]} | unread, False
+        no_news = ("problems", "mpp_other") if found["mpp_other"] is None else ("problems",)
+        tell({name: value for name, value in found.items() if name not in no_news})
+        has_scale = found["mpp"] is not None or manifest is not None or self.default_mpp is not None
+        if not has_scale:
+            tell({"reading": "not measured: without a scale there are no tiles"})
+        return found | unread, has_scale
+
+    def _read(self, path: Path, manifest: "Manifest | None", tiling: "TilerConfig", found: dict[str, Any]) -> None:
+        """Adds to the findings on a slide how fast it is read; why not, where it cannot be."""
+        from manifests.errors import SlidegradError
+        from tiler.doctor import build_sample, measure_decoding, measure_storage
         from tiler.doctor.words import decoding_in_words, storage_in_words, tell
         from tiler.outcome import hide_paths
         from tiler.slide import open_slide
 
-        asked: dict[str, Any] = {"tile_px": self.tile_px, "mpp": self.mpp, "default_mpp": self.default_mpp}
-        asked |= {"tile_px": cohort.tile_px, "mpp": cohort.tile_mpp} if cohort else {}
-        config = TilerConfig(**{name: value for name, value in asked.items() if value is not None})
-        slide_id = manifest.slide.slide_id if manifest is not None else path.stem
-        found = examine_slide(path, self.default_mpp if manifest is None else manifest.slide.mpp_x)
-        print(f"\nslide {slide_id}", file=sys.stderr)
-        tell({name: value for name, value in found.items() if name != "problems"})
-        found |= {"slide_id": slide_id, "storage": None, "decoding": None}
-        if found["mpp"] is None and manifest is None and self.default_mpp is None:
-            tell({"reading": "not measured: without a scale there are no tiles"})
-            return found
         num_threads = self.threads or len(os.sched_getaffinity(0))
         try:
             tell({"reading": "looking for tiles, then reading for some seconds …"})
-            manifest = manifest or build_sample(path, config)
+            manifest = manifest or build_sample(path, tiling)
             slide = open_slide(path, manifest.slide.backend)  # type: ignore[arg-type]
             found["storage"] = storage = measure_storage(slide, manifest, num_threads)
             for line in storage_in_words(storage) if storage is not None else ():
@@ -127,21 +154,21 @@ class Doctor:
             found["decoding"] = measure_decoding(slide, manifest, num_threads)
             tell({"decoding": decoding_in_words(found["decoding"])})
         except SlidegradError as error:
-            found["problems"].append(hide_paths(str(error), slide_id, path))
-        return found
+            found["problems"].append(hide_paths(str(error), found["slide_id"], path))
 
-    def _project(self, config: "RunConfig", cohort: "_Cohort | None", findings: dict[str, Any]) -> dict[str, Any]:
+    def _project(
+        self, config: "RunConfig", cohort: "_Cohort | None", tiling: "TilerConfig", findings: dict[str, Any]
+    ) -> dict[str, Any]:
         """The recipe's epoch on 1 and on --nproc processes."""
         import torch
 
-        from tiler.config import TilerConfig
         from tiler.doctor.words import count, tell
         from trainer.projection import count_epoch, in_words, measure_encoding, project, shard_size
         from trainer.topology import Topology
 
         num_cores, num_gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
         name = torch.cuda.get_device_name(0) if num_gpus else f"CPU, {count(num_cores, 'core')}"
-        tile_px = cohort.tile_px if cohort else self.tile_px or TilerConfig().tile_px
+        tile_px = cohort.tile_px if cohort else tiling.tile_px
         print(f"\nrecipe {config.recipe}", file=sys.stderr)
         tell({"encoder": f"{config.encoder.name}, tiles of {tile_px} px, {config.optim.precision}, on {name} …"})
         num_tiles = cohort.num_tiles if cohort else [_NUM_TILES] * _NUM_SLIDES
@@ -224,6 +251,24 @@ class _Cohort:
             if slide_id in paths and os.path.exists(paths[slide_id]):
                 return paths[slide_id], self.source[slide_id], ""
         return None, None, "none of the manifests' slides is to be found from here; give a SLIDE, to measure reading"
+
+
+def _check_slide(path: Path) -> None:
+    """Raises TrainerError where there is nothing, or a folder that is no OME-Zarr: a slip, not a finding on a slide."""
+    from trainer.errors import TrainerError
+
+    name = path.name or str(path)  # "." and "/" have no name.
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise TrainerError(f"{name}: no such file") from None
+    except OSError as error:
+        raise TrainerError(f"{name}: cannot be looked at ({error.strerror})") from None
+    if not is_folder or name.lower().endswith(".zarr"):
+        return
+    if os.path.isdir(path / "tiles") or os.path.isfile(path / "catalog.parquet"):
+        raise TrainerError(f"{name} is a folder of manifests; give it as --manifests")
+    raise TrainerError(f"{name} is a folder; name a slide in it")
 
 
 def _open_recipe(name: str) -> "RunConfig":

@@ -1,6 +1,7 @@
 """What every rank of a run starts from: the config, the cohort, the manifests, and where the slides are."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -63,13 +64,20 @@ class Job:
     def loader(self, comm: Comm) -> TileLoader:
         """A tile loader for one rank, with this rank's share of cores and memory unless the config says otherwise."""
         machine = self.config.machine
-        budget_gb = machine.read_ahead_gb
+        most = share_memory(_encoders_on_node(comm.topology))
+        budget = auto_budget(comm.topology) if machine.read_ahead_gb is None else round(machine.read_ahead_gb * 1e9)
+        if budget > most and comm.is_first_encoder:
+            print(
+                f"note: machine.read_ahead_gb is {machine.read_ahead_gb:g}, a rank's share of this machine's memory is "
+                f"{most / 1e9:.0f} GB: reading ahead stops there",
+                file=sys.stderr,
+            )
         return TileLoader(
             self.source,
             self.paths,
             tile_px=self.tile_px,
             num_threads=machine.reader_threads or cores_per_rank(comm.topology),
-            budget_bytes=auto_budget(comm.topology) if budget_gb is None else round(budget_gb * 1e9),
+            budget_bytes=min(budget, most),
             deadline_s=machine.read_deadline_s,
             device=comm.device,
         )

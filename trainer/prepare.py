@@ -1,6 +1,7 @@
 """Before the first rank starts: all input is checked, and the run's folder gets its config and its cohort."""
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from trainer.errors import TrainerError
 from trainer.job import Job
 from trainer.model import build_engine
 from trainer.topology import Topology
+
+_NUM_LOOKED_FOR = 16
 
 
 def prepare_run(
@@ -58,6 +61,7 @@ def prepare_run(
             f"{manifests}: {len(without_file)} slides are in no path list, first {without_file[0]}; "
             "tile the archive again"
         )
+    _check_archive(job)
     if topology.num_virtual < topology.num_encoders:
         idle = topology.num_encoders - topology.num_virtual
         print(
@@ -69,6 +73,16 @@ def prepare_run(
         write_text(file, config.to_yaml())
     except OSError as error:
         raise TrainerError(f"--out {run}: cannot write there ({error.strerror})") from None
+
+
+def _check_archive(job: Job) -> None:
+    """Raises if none of some slides is where the path lists say: better now than slide by slide."""
+    some = [job.paths[case.slide_id] for case in job.cohort.cases][:_NUM_LOOKED_FOR]
+    if some and not any(os.path.exists(path) for path in some):
+        raise TrainerError(
+            f"none of the first {len(some)} slides is where it was when it was tiled; mount the archive there, or give "
+            "--machine.archive"
+        )
 
 
 def read_config(run: Path) -> RunConfig:

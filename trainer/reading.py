@@ -5,6 +5,7 @@ further attempt opens the slide anew, and its fingerprint must be the manifest's
 are no slide, or another one, stay what they are.
 """
 
+import errno
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from trainer.shards import Reads
 
 RETRY_DELAYS_S = (0.5, 2.0, 8.0)
 """Seconds before each further attempt."""
+_FOR_GOOD = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
 _OPEN_SLIDES = 4
 
 
@@ -43,6 +45,7 @@ class ShardReader:
     ) -> None:
         self._source, self._paths, self._num_threads, self._pause = source, paths, num_threads, pause
         self._open: OrderedDict[str, tuple[Slide, Manifest]] = OrderedDict()
+        self._was_open: set[str] = set()
 
     def read(self, plan: ShardPlan, out: NDArray[np.uint8]) -> Reads:
         """Reads a shard's tiles into `out`, uint8 (n, tile_px, tile_px, 3), and tells what it took.
@@ -56,10 +59,15 @@ class ShardReader:
                 return self._read_once(plan, out)
             except Exception as error:
                 self._open.pop(plan.step.slide_id, None)
-                may_pass = isinstance(error, ReadError | OSError) and not isinstance(error, DamageError)
-                delay_s = next(delays_s, None) if may_pass else None
+                delay_s = next(delays_s, None) if self._may_pass(error, plan.step.slide_id) else None
                 if delay_s is None or not self._pause(delay_s):
                     raise
+
+    def _may_pass(self, error: Exception, slide_id: str) -> bool:
+        """Another attempt may succeed. A file that was never there does not come back; one that was may be renamed."""
+        if isinstance(error, OSError):
+            return error.errno not in _FOR_GOOD or (error.errno == errno.ENOENT and slide_id in self._was_open)
+        return isinstance(error, ReadError) and not isinstance(error, DamageError)
 
     def tell(self, slide_id: str, error: Exception) -> str:
         """The error in one sentence that names the slide, not its file nor any folder."""
@@ -70,7 +78,7 @@ class ShardReader:
             text = str(error) if isinstance(error, SlidegradError) else f"{type(error).__name__}: {error}"
         path = self._paths.get(slide_id)
         if path is not None:
-            text = text.replace(str(path), slide_id).replace(path.name, slide_id)
+            text = text.removeprefix(f"{path.name}: ").replace(str(path), slide_id).replace(path.name, slide_id)
         text = without_paths(text)
         return text if text.startswith("slide ") else f"slide {slide_id}: {text}"
 
@@ -99,6 +107,7 @@ class ShardReader:
             _reach(self._paths[slide_id])
             slide = open_slide(self._paths[slide_id], manifest.slide.backend)  # type: ignore[arg-type]
             self._open[slide_id] = (slide, manifest)
+            self._was_open.add(slide_id)
             while len(self._open) > _OPEN_SLIDES:
                 self._open.popitem(last=False)
         self._open.move_to_end(slide_id)

@@ -236,23 +236,28 @@ class Engine:
     def calibrate(self, slides: Iterable[SlideInput]) -> None:
         """Sets BatchNorm's running statistics to the mean over the slides' virtual ranks, weighted by tiles.
 
-        Slides that cannot be read are passed over; training will tell.
+        Slides that cannot be read are passed over by all ranks; training will tell.
         """
-        if self.encoder is None:
-            return
-        set_mode(self.encoder, training=False, batchnorm="virtual")
-        layers = own_layers(self.encoder)
-        stats, momenta = RunningStats(self.encoder), [layer.momentum for layer in layers]
+        if self.encoder is not None:
+            set_mode(self.encoder, training=False, batchnorm="virtual")
+        layers = own_layers(self.encoder) if self.encoder is not None else []
+        stats = RunningStats(self.encoder) if self.encoder is not None else None
+        momenta = [layer.momentum for layer in layers]
         for layer in layers:
             layer.momentum = 1.0  # The running statistics after a pass are those of the pass.
         for slide in slides:
-            for shard in slide.shards:
-                if not shard.error and len(shard.tiles_NHWC) > 1:
+            error, clock = "", _WaitClock()
+            for shard in clock.watch(slide.shards):
+                error = error or shard.error
+                if stats is not None and not error and len(shard.tiles_NHWC) > 1:
                     self._encode(slide.plan, shard, moves_stats=True)
                     stats.collect(len(shard.tiles_NHWC))
-        stats.settle(keep=True)
-        self.comm.sum_over_encoders([*stats.sums, stats.num_tiles])
-        stats.commit()
+            outcome, _ = self._agree(error, clock, slide.source)
+            if stats is not None:
+                stats.settle(keep=not outcome.error)
+        if stats is not None:
+            self.comm.sum_over_encoders([*stats.sums, stats.num_tiles])
+            stats.commit()
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
 

@@ -24,9 +24,9 @@ from rich.console import Console
 from manifests import Manifest
 from tests.benchmarks.big_slides import write_big_slide
 from tiler import TilerConfig, build_manifest, open_slide
-from tiler.bench.cli import draw_table
 from tiler.bench.measure import bench_slide, measure_peak
 from tiler.bench.readers import Work
+from tiler.bench.table import draw_table
 from tiler.reader import plan_tiles, read_plan
 from tiler.slide import Slide
 

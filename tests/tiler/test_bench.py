@@ -18,13 +18,16 @@ from rich.console import Console
 
 import tiler.bench.limit
 import tiler.bench.measure
+import tiler.reader
 from manifests import Manifest, SlidegradError, SlideRecord, open_manifests, sample_tiles
 from tests.conftest import Ended
 from tests.tiler import formats
-from tiler import ReadError, Slide, TilerConfig, TilerError, build_manifest, open_slide
-from tiler.bench.cli import Read, draw_table
+from tiler import DamageError, ReadError, Slide, TilerConfig, TilerError, build_manifest, open_slide
+from tiler.archive import Job, tile_archive
+from tiler.bench.cli import Read
 from tiler.bench.limit import ALIGNED, FASTEST, allocate, count_touched, find_needed, make_limit
 from tiler.bench.measure import bench_slide, measure_peak
+from tiler.bench.table import draw_table
 from tiler.reader import plan_tiles
 
 CONFIG = TilerConfig(tile_px=32, mpp=2.0, min_tissue=0)
@@ -49,6 +52,7 @@ def test_the_command_measures_every_reader(path: Path, slidegrad: Callable[..., 
     assert done.result is not None
     (slide,) = done.result["slides"]
     assert (slide["slide"], slide["compression"], slide["file_tile"]) == ("synth_0000", "JPEG", [256, 256])
+    assert slide["num_measured"] == slide["num_tiles"]
     assert [share["num_tiles"] for share in slide["shares"]] == [slide["num_tiles"], round(0.4 * slide["num_tiles"])]
     for share in slide["shares"]:
         assert list(share["readers"]) == [*READERS, "limit", "limit_aligned"]
@@ -81,6 +85,20 @@ def test_shares_are_drawn_as_the_sampler_draws_them(path: Path) -> None:
     drawn = sample_tiles(len(manifest), k=k, seed=7, epoch=0, slide_id=manifest.slide.slide_id)
     assert seen[-2].tolist() == list(range(len(manifest)))
     assert seen[-1].tolist() == drawn.tolist()
+
+
+def test_of_a_large_slide_the_first_tiles_are_measured(path: Path) -> None:
+    slide, manifest = _open(path)
+    assert len(manifest) > 10
+    seen = []
+    spy = {"spy": lambda work: partial(seen.append, work.rows)}
+    result = bench_slide(slide, manifest, shares=(1.0, 0.4), num_rounds=1, seed=7, most_tiles=10, more=spy)
+    drawn = sample_tiles(10, k=4, seed=7, epoch=0, slide_id=manifest.slide.slide_id)
+    assert max(seen[0]) < 10  # Of the trial.
+    assert [rows.tolist() for rows in seen[-2:]] == [list(range(10)), drawn.tolist()]
+    assert (result["num_tiles"], result["num_measured"]) == (len(manifest), 10)
+    assert [share["num_tiles"] for share in result["shares"]] == [10, 4]
+    assert f"the first 10 of {len(manifest)} tiles" in str(draw_table(result).title)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +277,9 @@ def test_where_ours_fails_it_is_an_error(path: Path, monkeypatch: pytest.MonkeyP
     ("options", "sentence"),
     [
         ({"slides": ()}, "no SLIDE; name one or more"),
-        ({"slides": (Path("/nowhere/missing.svs"),)}, "missing.svs: no such file"),
+        ({"slides": (Path("/nowhere/missing.svs"),)}, "slide missing: no such file"),
+        ({"slides": (Path("/nowhere/missing.svs"),) * 2, "mpp": 0}, "--mpp 0: expected"),
+        ({"most_tiles": 0}, "--most-tiles 0: expected 1 or more"),
         ({"share": "0"}, r"--share 0: expected shares in \(0, 1\]"),
         ({"share": "1.0,1.5"}, r"--share 1.0,1.5: expected shares in \(0, 1\]"),
         ({"share": "half"}, "--share half: expected shares"),
@@ -268,8 +288,17 @@ def test_where_ours_fails_it_is_an_error(path: Path, monkeypatch: pytest.MonkeyP
         ({"threads": "1,"}, "--threads 1,: expected 1 to 1024 threads"),
         ({"rounds": 0}, "--rounds 0: expected 1 or more"),
         ({"tile_px": 0}, "--tile-px 0: expected"),
-        ({"mpp": 2.0, "min_tissue": 1.0, "tile_px": 512}, "synth_0000.svs: no tiles to read; give --min-tissue 0"),
+        ({"mpp": 2.0, "min_tissue": 1.0, "tile_px": 224}, "slide synth_0000: no tiles to read; give --min-tissue 0"),
+        (
+            {"mpp": 2.0, "tile_px": 512},
+            "slide synth_0000: no tile of 512 px at 2 mpp fits in; give a smaller --tile-px",
+        ),
+        ({"min_tissue": 0, "tile_px": 4096}, "no tile of 4096 px at 0.5 mpp fits in; give a smaller --tile-px"),
         ({"manifests": "m", "mpp": 2.0}, "--manifests says which tiles; leave --tile-px, --mpp"),
+        ({"manifests": "m", "tile_px": TilerConfig.tile_px}, "--manifests says which tiles"),
+        ({"manifests": "m", "mpp": TilerConfig.mpp}, "--manifests says which tiles"),
+        ({"manifests": "m", "min_tissue": TilerConfig.min_tissue}, "--manifests says which tiles"),
+        ({"manifests": "m", "default_mpp": 0.5}, "--manifests says which tiles"),
         ({"manifests": "/nowhere"}, "/nowhere"),
     ],
 )
@@ -281,13 +310,66 @@ def test_bad_input_is_told_in_one_sentence(options: dict[str, Any], sentence: st
 
 def test_a_slide_that_the_manifests_do_not_know_is_refused(small_manifests: Path, real_slides: Path) -> None:
     other = real_slides / "CMU-1-Small-Region.svs"
-    with pytest.raises(TilerError, match=r"CMU-1-Small-Region.svs: no slide of --manifests is this file"):
+    with pytest.raises(TilerError, match=r"slide CMU-1-Small-Region: no slide of --manifests is this file"):
         Read(slides=(other,), manifests=str(small_manifests)).run()
+
+
+def test_a_slide_without_scale_is_told_of_the_one_flag_there_is(real_slides: Path) -> None:
+    with pytest.raises(TilerError, match=r"no microns-per-pixel \(aperio; .* tried\); give --default-mpp$"):
+        Read(slides=(real_slides / "TCGA-CR-7395-01A-01-TS1.svs",)).run()
+
+
+def test_a_manifest_without_tiles_says_so(path: Path, tmp_path: Path) -> None:
+    tile_archive(str(path), tmp_path, TilerConfig(tile_px=224, mpp=2.0, min_tissue=1.0), Job(num_workers=0))
+    with pytest.raises(TilerError, match=r"slide synth_0000: its manifest has no tiles; .* leave --manifests out"):
+        Read(slides=(path,), manifests=str(tmp_path)).run()
+
+
+def test_a_slide_that_fails_costs_no_other(path: Path, slidegrad: Callable[..., Ended]) -> None:
+    missing, torn = path.with_name("missing.svs"), path.parent.parent / "labels.csv"
+    done = slidegrad("bench", "read", missing, path, torn, *FLAGS, "--rounds", "1", "--threads", "1")
+    assert done.code == 1, done.stderr
+    assert done.result is not None
+    assert [slide["slide"] for slide in done.result["slides"]] == ["synth_0000"]
+    assert [failed["slide"] for failed in done.result["failed"]] == ["missing", "labels"]
+    sentences = [failed["error"] for failed in done.result["failed"]]
+    assert sentences[0] == "slide missing: no such file"
+    assert sentences[1].startswith("slide labels: not a slide")
+    # Each is told when it is done.
+    places = [done.stderr.index(text) for text in (sentences[0], "openslide_per_tile", sentences[1])]
+    assert places == sorted(places)
+    assert str(path.parent.parent) not in done.stderr + json.dumps(done.result)
+
+
+def test_where_no_slide_of_several_is_measured_all_are_listed() -> None:
+    result, code = Read(slides=(Path("/nowhere/a.svs"), Path("/nowhere/b.svs"))).run()
+    assert (code, result["slides"]) == (1, [])
+    assert [failed["error"] for failed in result["failed"]] == ["slide a: no such file", "slide b: no such file"]
+
+
+@pytest.mark.parametrize(
+    ("is_tiled_here", "sentence"),
+    [
+        (True, "slide synth_0000: damaged under 3 of its tiles; restore it from its source"),
+        (False, "slide synth_0000: damaged under 3 of its tiles, which .* or tile it again with --check decode"),
+    ],
+)
+def test_damage_names_a_way_out_that_there_is(
+    is_tiled_here: bool, sentence: str, path: Path, small_manifests: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        tiler.reader._refuse_damage(SlideRecord(slide_id="synth_0000", status="ok"), np.ones(3, bool))
+
+    monkeypatch.setattr(tiler.bench.readers, "read_tiles", fail)
+    tiles = {"tile_px": 32, "mpp": 2.0} if is_tiled_here else {"manifests": str(small_manifests)}
+    with pytest.raises(TilerError, match=f"^{sentence}$") as caught:
+        Read(slides=(path,), **tiles).run()
+    assert isinstance(caught.value.__cause__, DamageError)
 
 
 def test_wrong_usage_is_exit_code_2(slidegrad: Callable[..., Ended]) -> None:
     done = slidegrad("bench", "read", "/nowhere/missing.svs")
     assert (done.code, done.result) == (2, None)
-    assert done.stderr.splitlines()[-1] == "slidegrad: missing.svs: no such file"
+    assert done.stderr.splitlines()[-1] == "slidegrad: slide missing: no such file"
     assert slidegrad("bench").code == 2
     assert slidegrad("bench", "write").code == 2

@@ -20,7 +20,7 @@ from manifests import Manifest
 from tests.tiler import damaged_slides as slides
 from tests.tiler import readings
 from tests.tiler.damaged_slides import CERTAIN, FORMATS, MARKED
-from tiler import TilerConfig, TilerError, build_manifest, open_slide, read_tiles
+from tiler import DamageError, TilerConfig, TilerError, build_manifest, open_slide, plan_tiles, read_plan, read_tiles
 from tiler.integrity import bad_rows
 from tiler.tiff_tables import TileTable, read_tables
 
@@ -270,7 +270,19 @@ def test_a_cut_file_is_refused_before_a_pixel_is_read(name: str, sound: Callable
     with pytest.raises(TilerError, match=r"cut file|not a slide that can be opened \(.*Short read"):
         _tile(path)
     if path.suffix == ".tif":  # Aperio's is not even opened.
-        with pytest.raises(TilerError, match="slide case: the file changed since it was tiled; tile it again"):
+        with pytest.raises(
+            TilerError, match="slide case: the file changed since it was tiled, or is another slide's; tile it again"
+        ):
             read_tiles(open_slide(path), good.manifest, np.arange(3))
     with pytest.raises(TilerError):
         slide.reopen()
+
+
+@pytest.mark.parametrize("name", ["Aperio JPEG, YCbCr", "TIFF Deflate", "TIFF LZW"])
+def test_what_openslide_passes_over_is_refused_too(name: str, sound: Callable[[str], Sound], tmp_path: Path) -> None:
+    good = sound(name)
+    path = _copy(good, tmp_path)
+    slides.harm_tiles(path, ["random middle"], slides.find_inner(path)[:1])
+    slide, rows = open_slide(path, "openslide"), np.arange(len(good.manifest))
+    with pytest.raises(DamageError, match="damaged under"):
+        read_plan(slide, good.manifest, plan_tiles(slide, good.manifest, rows, in_regions=True))

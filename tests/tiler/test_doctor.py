@@ -241,7 +241,10 @@ def test_real_slides_look_alike_to_all_readers(real_slides: Path) -> None:
     assert found["compression"] == "APERIO JP2000 RGB"
     assert max(max(differences) for differences in found["parity"].values()) < 1
     (problem,) = found["problems"]
-    assert problem == "the slide does not say its scale; give --default-mpp or --mpp-csv"
+    assert problem == (
+        "the slide does not say its scale; give --default-mpp or --mpp-csv to `slidegrad tile`, and --default-mpp to "
+        "`slidegrad doctor`"
+    )
     assert examine_slide(real_slides / "TCGA-CR-7395-01A-01-TS1.svs", default_mpp=0.25)["problems"] == []
 
 
@@ -254,15 +257,16 @@ def test_a_reader_with_wrong_pixels_is_told(tmp_path: Path, monkeypatch: pytest.
     assert found["parity"]["openslide-tifffile"] == [pytest.approx(0, abs=0.1), None]  # tifffile sees the white columns
     (problem,) = (sentence for sentence in found["problems"] if sentence.startswith("cucim-openslide"))
     assert re.fullmatch(
-        r"cucim-openslide differ by [0-9.]+ grey levels at level 1, expected at most 3: .* with --backend", problem
+        r"cucim-openslide differ by [0-9.]+ grey levels at level 1, expected at most 3: .* `slidegrad tile` --backend",
+        problem,
     )
 
 
 def test_a_scale_in_doubt_is_told(tmp_path: Path) -> None:
     head = "Aperio Image Library v12.0.0 \r\n512x384 [0,0 512x384] (128x128) JPEG/RGB Q=95"
-    for text, expected in (
-        ("0.5", "scale: vendor says 0.5 mpp, another field 0.25"),
-        ("0", "scale: MPP = 0 is absurd"),
+    for text, expected, other in (
+        ("0.5", "scale: vendor says 0.5 mpp, another field 0.25", pytest.approx(0.25)),
+        ("0", "scale: MPP = 0 is absurd; check the slide, or give `slidegrad tile` --mpp-csv", None),
     ):
         with tifffile.TiffWriter(tmp_path / "case.svs") as tiff:
             formats.write_page(
@@ -272,8 +276,10 @@ def test_a_scale_in_doubt_is_told(tmp_path: Path) -> None:
                 resolution=(40_000, 40_000),
                 resolutionunit="CENTIMETER",
             )
-        (problem,) = examine_slide(tmp_path / "case.svs")["problems"]
+        found = examine_slide(tmp_path / "case.svs")
+        (problem,) = found["problems"]
         assert problem.startswith(expected)
+        assert found["mpp_other"] == other
 
 
 def test_a_folder_is_examined_too(tmp_path: Path) -> None:

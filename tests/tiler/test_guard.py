@@ -339,10 +339,18 @@ def test_any_file_tile_that_was_not_written_is_noticed_wherever_the_region_lies(
 
 def test_a_file_tile_whose_end_was_not_written_is_noticed() -> None:
     region = _whole(np.random.default_rng(0), 20, 24)
-    region[7, 11] = POISON  # The last px of the tile in row 1, column 1, of tiles of 8 x 8 px; the corner is in (4, 8).
+    region[7, 4:12] = POISON  # The last row of the tile in row 1, column 1, of tiles of 8 x 8 px; the corner is (4, 8).
     assert is_poisoned(region, (4, 8), (8, 8))
     region[7, 11, 2] = 0
     assert not is_poisoned(region, (4, 8), (8, 8))
+
+
+def test_a_px_of_that_grey_is_no_sign() -> None:
+    region = _whole(np.random.default_rng(0), 64, 64)
+    region[31, 31 - 14 : 32] = POISON
+    assert not is_poisoned(region, (0, 0), (32, 32))
+    region[31, 31 - 15] = POISON
+    assert is_poisoned(region, (0, 0), (32, 32))
 
 
 def test_ordinary_pictures_are_not_poisoned() -> None:

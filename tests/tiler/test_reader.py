@@ -187,8 +187,24 @@ def test_a_buffer_that_does_not_fit_is_refused(opened: Callable[[str, Backend], 
             read_tiles(slide, manifest, np.array([0]), out)
 
 
+@pytest.mark.parametrize("rows", [np.array([True, False]), np.array([0.0, 1.0]), np.array([[0, 1]])])
+def test_rows_that_are_no_rows_are_refused(rows: NDArray[np.int64], opened: Callable[[str, Backend], Opened]) -> None:
+    with pytest.raises(TilerError, match=r"slide synth_0000: rows are .*expected whole numbers"):
+        read_tiles(*opened("native at level 0", "cucim"), rows)
+
+
+def test_a_buffer_in_pieces_or_of_others_is_refused(opened: Callable[[str, Backend], Opened]) -> None:
+    slide, manifest = opened("resampled from level 0", "cucim")
+    locked = np.zeros((1, 50, 50, 3), np.uint8)
+    locked.flags.writeable = False
+    for out in (locked, np.zeros((1, 50, 50, 4), np.uint8)[..., :3]):
+        with pytest.raises(TilerError, match="read-only or not in one piece"):
+            read_tiles(slide, manifest, np.array([0]), out)
+
+
 def test_no_rows_are_no_tiles(opened: Callable[[str, Backend], Opened]) -> None:
-    assert read_tiles(*opened("native at level 0", "cucim"), np.zeros(0, np.int64)).shape == (0, 64, 64, 3)
+    for rows in (np.zeros(0, np.int64), []):
+        assert read_tiles(*opened("native at level 0", "cucim"), rows).shape == (0, 64, 64, 3)
 
 
 def test_tiles_past_the_edge_are_white_there(opened: Callable[[str, Backend], Opened]) -> None:
@@ -217,7 +233,9 @@ def test_a_file_that_changed_is_refused(small_cohort: Path, tmp_path: Path) -> N
     _, manifest = _open(path, SETTINGS["native at level 0"], "cucim")
     with path.open("ab") as stream:
         stream.write(b"\0")
-    with pytest.raises(TilerError, match="slide case: the file changed since it was tiled; tile it again"):
+    with pytest.raises(
+        TilerError, match="slide case: the file changed since it was tiled, or is another slide's; tile it again"
+    ):
         read_tiles(open_slide(path), manifest, np.array([0]))
 
 
@@ -235,6 +253,49 @@ def test_pixels_that_cannot_be_read_are_an_error(backend: Backend, small_cohort:
     slide, manifest = _open(path, dataclasses.replace(SETTINGS["native at level 0"], check="none"), backend)
     with pytest.raises(DamageError, match=r"slide case: damaged under 4 of its tiles"):
         read_tiles(slide, manifest, np.arange(4))
+
+
+def test_a_jpeg_tile_of_another_size_is_damage(small_cohort: Path, tmp_path: Path) -> None:
+    path = tmp_path / "case.svs"
+    shutil.copy(small_cohort / "slides" / "synth_0000.svs", path)
+    slide, manifest = _open(path, SETTINGS["native at level 0"], "cucim")
+    table = slide.table(0)
+    assert table is not None
+    row, column = int(manifest.y_l0[0]) // table.tile_h, int(manifest.x_l0[0]) // table.tile_w
+    _, other = cv2.imencode(".jpg", np.full((64, 2 * table.tile_w, 3), 200, np.uint8))
+    with path.open("r+b") as stream:
+        stream.seek(int(table.offsets[0, row, column]))
+        stream.write(other.tobytes().ljust(int(table.num_bytes[0, row, column]), b"\0"))
+    damaged = open_slide(path)  # As of a larger file, of whose ends alone the fingerprint is made.
+    record = dataclasses.replace(manifest.slide, fingerprint=damaged.fingerprint)
+    with pytest.raises(DamageError, match="slide case: damaged under"):
+        read_tiles(damaged, dataclasses.replace(manifest, slide=record), np.arange(len(manifest)))
+
+
+def test_a_jpeg_tile_that_the_scanner_left_out_is_what_the_reader_makes_of_it(
+    small_cohort: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "case.svs"
+    shutil.copy(small_cohort / "slides" / "synth_0000.svs", path)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        counts = list(tiff.pages[0].databytecounts)
+        tiff.pages[0].tags["TileByteCounts"].overwrite([0, *counts[1:]])
+    slide, found = _open(path, dataclasses.replace(SETTINGS["native at level 0"], check="none"), "cucim")
+    manifest = Manifest(
+        dataclasses.replace(found.slide, num_tiles=2),
+        np.array([0, 64], np.int32),
+        np.zeros(2, np.int32),
+        np.ones(2, "f4"),
+    )
+    assert plan_tiles(slide, manifest, np.arange(2)).jpeg_tiles is None
+    with pytest.raises(DamageError, match="slide case: damaged under 2 of its tiles"):  # Aperio leaves out nothing.
+        read_tiles(slide, manifest, np.arange(2))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_region_may_be_one_px(backend: Backend, small_cohort: Path) -> None:
+    slide = open_slide(small_cohort / "slides" / "synth_0000.svs", backend)
+    assert np.array_equal(slide.read(300, 200, 0, 1, 1), slide.read(290, 190, 0, 20, 20)[10:11, 10:11])
 
 
 @pytest.fixture

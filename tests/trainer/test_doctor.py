@@ -92,14 +92,60 @@ def test_help_imports_no_tiler() -> None:
         ({"tile_px": 32, "manifests": Path("m")}, "it needs no --manifests, which say it"),
         ({"nproc": 0, "recipe": "demo"}, "--nproc 0: expected at least 1"),
         ({"slide": Path("nowhere/case.svs")}, "case.svs: no such file"),
+        ({"slide": Path(__file__) / "case.svs"}, "case.svs: no such file"),
+        ({"slide": Path("x" * 300)}, "cannot be looked at (File name too long)"),
+        ({"slide": Path(__file__), "mpp": 1e6}, "--mpp 1000000.0: expected microns per px"),
+        ({"slide": Path(__file__), "tile_px": 100_000}, "--tile-px 100000: expected 1 to 65,536 px"),
+        ({"recipe": "demo", "tile_px": 100_000}, "--tile-px 100000: expected 1 to 65,536 px"),
         ({"manifests": Path("nowhere")}, "nowhere: no manifests"),
     ],
 )
-def test_a_setting_that_does_not_fit_is_one_sentence(settings: dict[str, Any], sentence: str) -> None:
+def test_a_setting_that_does_not_fit_is_one_sentence(
+    settings: dict[str, Any], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SlidegradError) as raised:
         Doctor(**settings).run()
     assert sentence in str(raised.value)
     assert "nowhere/" not in str(raised.value)
+    assert capsys.readouterr().err == ""  # Nothing is measured or told before.
+
+
+def test_a_folder_is_not_taken_for_a_slide(
+    small_cohort: Path, small_manifests: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(small_cohort)
+    for folder, sentence in (
+        (small_cohort / "slides", "slides is a folder; name a slide in it"),
+        (Path(""), ". is a folder; name a slide in it"),
+        (small_manifests, f"{small_manifests.name} is a folder of manifests; give it as --manifests"),
+    ):
+        with pytest.raises(SlidegradError) as raised:
+            Doctor(slide=folder).run()
+        assert str(raised.value) == sentence
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_that_is_no_slide_is_a_problem_beside_the_machines_findings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e3, 0.0, 0.0))
+    (tmp_path / "empty.svs").touch()
+    (tmp_path / "text.svs").write_text("no slide")
+    (tmp_path / "hollow.zarr").mkdir()
+    for name, sentence in (
+        ("empty.svs", "slide empty: empty file (0 bytes)"),
+        ("text.svs", "slide text: not a slide that can be opened"),
+        ("hollow.zarr", "slide hollow: "),
+    ):
+        found, code = Doctor(slide=tmp_path / name).run()
+        err = capsys.readouterr().err
+        (problem,) = found["slide"]["problems"]
+        assert problem.startswith(sentence)
+        assert (code, found["problems"][-1], found["slide"]["decoding"]) == (1, problem, None)
+        assert found["cores"] > 0
+        assert f"problem: {sentence}" in err
+        assert "other work is going on" not in err  # Nothing is measured.
+        assert str(tmp_path) not in json.dumps(found) + err
 
 
 def test_settings_of_0_are_not_taken_for_none(small_cohort: Path) -> None:
@@ -109,12 +155,17 @@ def test_settings_of_0_are_not_taken_for_none(small_cohort: Path) -> None:
             Doctor(slide=path, **settings).run()
 
 
-def test_a_slide_without_a_scale_needs_one(real_slides: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slide_without_a_scale_needs_one(
+    real_slides: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e3, 0.0, 0.0))
     path = real_slides / "TCGA-CR-7395-01A-01-TS1.svs"
     found, code = Doctor(slide=path).run()
     assert (code, found["slide"]["storage"], found["slide"]["decoding"]) == (1, None, None)
     err = capsys.readouterr().err
     assert "problem: the slide does not say its scale; give --default-mpp" in err
+    assert "other work is going on" not in err
+    assert "mpp_other" not in err
     assert "not measured: without a scale there are no tiles" in err
     found, code = Doctor(slide=path, default_mpp=0.25, threads=1, tile_px=256).run()
     assert (code, found["slide"]["problems"]) == (0, [])
@@ -196,7 +247,7 @@ def test_a_slide_that_changed_since_it_was_tiled_is_a_problem(
     monkeypatch.setattr("tiler.slide.fingerprint_with", lambda *_: "other")
     found, code = Doctor(manifests=small_manifests).run()
     assert code == 1
-    assert any("changed since it was tiled; tile it again" in problem for problem in found["slide"]["problems"])
+    assert any("changed since it was tiled" in problem for problem in found["slide"]["problems"])
 
 
 def test_fewer_gpus_than_processes_are_told(
@@ -225,7 +276,8 @@ def test_other_work_on_the_machine_is_told(
 ) -> None:
     for load, is_told in ((0.0, False), (1e3, True)):
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
-        Doctor(slide=small_cohort / "slides" / "synth_0000.svs", threads=1).run()
+        found, _ = Doctor(slide=small_cohort / "slides" / "synth_0000.svs", threads=1).run()
+        assert found["slide"]["mpp_other"] is None
         assert ("other work is going on" in capsys.readouterr().err) == is_told
     Doctor().run()  # Measures nothing.
     assert "other work is going on" not in capsys.readouterr().err

@@ -243,6 +243,29 @@ def test_calibration_is_one_answer_and_then_frozen() -> None:
     assert_close(merged(run_ranks(calibrated_step, 3, "dedicated")), alone)
 
 
+def calibrated_beside_a_bad_slide(rank: int, world_size: int, with_bad: bool) -> list[Tensor]:
+    """BatchNorm's statistics after a calibration on one slide, and on another that some rank cannot read to its end."""
+    torch.manual_seed(0)
+    comm = Comm(Topology.make(world_size, "auto", NUM_VIRTUAL), rank, torch.device("cpu"))
+    encoder = Encoder().double() if comm.is_encoder else None
+    half = None if comm.is_encoder else build_aggregator(Aggregator(hidden=8), 12, 2).double()
+    engine = Engine(comm, encoder, half, num_features=12, seed=5, batchnorm="calibrated")
+    slides = [slide_input(comm.topology, rank, f"slide {i}", num_tiles, i) for i, num_tiles in enumerate((23, 31))]
+    if NUM_VIRTUAL - 1 in comm.topology.virtual_of(rank):
+        last = Shard(NUM_VIRTUAL - 1, torch.zeros(0, 1, 1, 3, dtype=torch.uint8), "slide 1: no")
+        slides[1] = slides[1]._replace(shards=[*list(slides[1].shards)[:-1], last])
+    engine.calibrate(slides[: 1 + with_bad])
+    return [buffer.clone() for buffer in encoder.buffers()] if encoder is not None else []
+
+
+def test_a_slide_that_cannot_be_read_whole_leaves_no_trace_in_the_calibration() -> None:
+    without = run_ranks(calibrated_beside_a_bad_slide, 3, False)
+    beside = run_ranks(calibrated_beside_a_bad_slide, 3, True)
+    assert without[1]
+    for ours, theirs in zip(without[1] + without[2], beside[1] + beside[2], strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_the_gradient_of_a_step_is_the_mean_over_its_slides() -> None:
     def gradients(which: tuple[int, ...]) -> list[Tensor]:
         torch.manual_seed(0)

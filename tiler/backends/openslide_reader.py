@@ -33,7 +33,7 @@ class OpenslidePixels:
 
     def read(self, x_l0: int, y_l0: int, level: int, width: int, height: int) -> NDArray[np.uint8]:
         rgba = np.asarray(self._slide.read_region((x_l0, y_l0), level, (width, height)))
-        rgb = np.ascontiguousarray(rgba[..., :3])
+        rgb = rgba[..., :3].copy()
         rgb[rgba[..., 3] == 0] = PAD_VALUE  # Transparent: past the edge, or never scanned.
         return rgb
 

@@ -3,22 +3,27 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
+from manifests.errors import SlidegradError
 from tiler.config import TilerConfig
 from tiler.errors import TilerError
 from tiler.progress import Counter
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from manifests.schema import Manifest
     from tiler.slide import Slide
 
 _Number = TypeVar("_Number", int, float)
+
+
+def _shows(default: float) -> Any:
+    """A flag whose default, in the help, is not None: None tells whether it was given."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +34,19 @@ class Read:
     """Slides to read."""
     manifests: str | None = None
     """Manifests to take their tiles from; by default they are tiled on the spot, with the four settings below."""
-    tile_px: int = TilerConfig.tile_px
+    tile_px: Annotated[int | None, _shows(TilerConfig.tile_px)] = None
     """Output tile side, px."""
-    mpp: float = TilerConfig.mpp
+    mpp: Annotated[float | None, _shows(TilerConfig.mpp)] = None
     """Microns per output px."""
-    min_tissue: float = TilerConfig.min_tissue
+    min_tissue: Annotated[float | None, _shows(TilerConfig.min_tissue)] = None
     """Least share of a tile that must be tissue, 0 to 1; 0 keeps every tile inside the slide."""
     default_mpp: float | None = None
     """Microns per level-0 px for slides that do not say."""
+    most_tiles: int = 8192
+    """Tiles of a slide to measure at most, the first of its manifest, which lie together; all are in memory at once:
+    8,192 of 224 px take 1.2 GB."""
     share: str = "1.0"
-    """Shares of the tiles to read, drawn at random as in training: 1.0,0.4,0.05."""
+    """Shares of these tiles to read, drawn at random as in training: 1.0,0.4,0.05."""
     threads: str = "1,2"
     """Numbers of threads to read with: 1,2."""
     rounds: int = 5
@@ -53,70 +61,64 @@ class Read:
             raise TilerError("bench read: no SLIDE; name one or more")
         if self.rounds < 1:
             raise TilerError(f"--rounds {self.rounds}: expected 1 or more")
-        if self.manifests is not None and self._config() != TilerConfig():
-            raise TilerError("--manifests says which tiles; leave --tile-px, --mpp, --min-tissue and --default-mpp out")
+        if self.most_tiles < 1:
+            raise TilerError(f"--most-tiles {self.most_tiles}: expected 1 or more")
+        open_tiles = self._choose_tiles()
         from tiler.bench.measure import bench_slide
+        from tiler.bench.slides import tell
+        from tiler.bench.table import show
 
-        opened = self._open()
-        with Counter("measuring, rounds") as counter:
-            counter.start(len(opened) * len(shares) * self.rounds)
-            results = [
-                bench_slide(
-                    slide,
-                    manifest,
-                    shares=shares,
-                    threads=threads,
-                    num_rounds=self.rounds,
-                    seed=self.seed,
-                    on_round=counter.advance,
-                )
-                for slide, manifest in opened
-            ]
-        from rich.console import Console
+        results: list[dict[str, Any]] = []
+        failed: list[dict[str, str]] = []
+        for i, path in enumerate(self.slides, 1):
+            try:
+                slide, manifest = open_tiles(path)
+                with Counter(f"slide {i} of {len(self.slides)}, rounds") as counter:
+                    counter.start(len(shares) * self.rounds)
+                    result = bench_slide(
+                        slide,
+                        manifest,
+                        shares=shares,
+                        threads=threads,
+                        num_rounds=self.rounds,
+                        seed=self.seed,
+                        most_tiles=self.most_tiles,
+                        on_round=counter.advance,
+                    )
+            except (SlidegradError, OSError) as error:
+                sentence = tell(error, path, is_tiled_here=self.manifests is None)
+                if len(self.slides) == 1:
+                    raise TilerError(sentence) from error
+                failed.append({"slide": path.stem, "error": sentence})
+                print(sentence, file=sys.stderr)
+            else:
+                show(result)
+                results.append(result)
+        found = {"num_rounds": self.rounds, "seed": self.seed, "slides": results, "failed": failed}
+        return found, 1 if failed else 0
 
-        console = Console(file=sys.stderr)
-        for result in results:
-            console.print(draw_table(result))
-            for found in result["shares"]:
-                if found["peak_mb"] is not None:
-                    took = f"{found['num_tiles']:,} tiles: read_tiles took {found['peak_mb']:,.0f} MB beside its output"
-                    print(took, file=sys.stderr)
-            for name, why in result["why_not"].items():
-                print(f"{name}: left out, {why}", file=sys.stderr)
-        return {"num_rounds": self.rounds, "seed": self.seed, "slides": results}, 0
-
-    def _config(self) -> TilerConfig:
-        return TilerConfig(tile_px=self.tile_px, mpp=self.mpp, min_tissue=self.min_tissue, default_mpp=self.default_mpp)
-
-    def _open(self) -> list[tuple["Slide", "Manifest"]]:
-        """Every slide with its tiles; all are looked at before the first is measured.
+    def _choose_tiles(self) -> "Callable[[Path], tuple[Slide, Manifest]]":
+        """Opens a slide with its tiles: those of --manifests, or else tiled on the spot.
 
         Raises:
-            SlidegradError: no such file, no slide, no tiles, or not in --manifests.
+            SlidegradError: settings that are wrong, or have no effect; no manifests there.
         """
+        settings = {
+            "tile_px": self.tile_px,
+            "mpp": self.mpp,
+            "min_tissue": self.min_tissue,
+            "default_mpp": self.default_mpp,
+        }
+        given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        if self.manifests is not None and given:
+            raise TilerError("--manifests says which tiles; leave --tile-px, --mpp, --min-tissue and --default-mpp out")
+        config = TilerConfig(**given)
         from manifests import open_manifests
-        from tiler.build import build_manifest
-        from tiler.slide import open_slide
+        from tiler.bench.slides import look_up, tile_here
 
-        source = open_manifests(self.manifests) if self.manifests is not None else None
-        known = source.catalog().select(["fingerprint", "slide_id"]).to_pylist() if source is not None else []
-        ids = {row["fingerprint"]: row["slide_id"] for row in known}
-        opened = []
-        for path in self.slides:
-            slide = open_slide(path)
-            if source is None:
-                manifest = build_manifest(path, path.stem, self._config()).manifest
-            elif slide.fingerprint in ids:
-                manifest = source[ids[slide.fingerprint]]
-                slide = open_slide(path, manifest.slide.backend)  # type: ignore[arg-type]
-            else:
-                raise TilerError(
-                    f"{path.name}: no slide of --manifests is this file; tile it, or leave --manifests out"
-                )
-            if not len(manifest):
-                raise TilerError(f"{path.name}: no tiles to read; give --min-tissue 0 to take every tile")
-            opened.append((slide, manifest))
-        return opened
+        if self.manifests is None:
+            return partial(tile_here, config=config)
+        return partial(look_up, source=open_manifests(self.manifests))
 
 
 def _numbers(
@@ -130,45 +132,6 @@ def _numbers(
     if not numbers or not all(map(fits, numbers)):
         raise TilerError(f"{flag} {text}: expected {expected}")
     return numbers
-
-
-def draw_table(result: dict[str, Any]) -> "Table":
-    """What `measure.bench_slide` found, for people."""
-    from rich import box
-    from rich.table import Table
-
-    wide, high = result["file_tile"]
-    table = Table(
-        title=f"{result['slide']}: {result['compression'] or result['backend']}, compressed tiles of {wide}x{high} px",
-        caption="ratio: first reader's tiles/core-s to this one's; decodes: compressed tiles for each tile",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("tiles", justify="right")
-    table.add_column("reader", min_width=len("openslide_per_tile"))
-    for name in ("tiles/s", "spread", "/core-s", "spread", "ratio", "decodes"):
-        table.add_column(name, justify="right")
-    for found in result["shares"]:
-        measured = {name: rates for name, rates in found["readers"].items() if rates is not None}
-        for i, (name, rates) in enumerate(measured.items()):
-            ratio, decodes = found["ratio_per_core_s"].get(name), _decodes(name, found["decoded_per_tile"])
-            table.add_row(
-                "" if i else f"{found['num_tiles']:,}",
-                name,
-                f"{rates['tiles_per_s']:,.0f}",
-                f"{rates['spread']:.0%}",
-                f"{rates['tiles_per_core_s']:,.0f}",
-                f"{rates['core_spread']:.0%}",
-                "" if ratio is None else f"{ratio:.2f}",
-                "" if decodes is None else f"{decodes:.2f}",
-            )
-        table.add_section()
-    return table
-
-
-def _decodes(reader: str, decoded_per_tile: dict[str, float]) -> float | None:
-    kinds = {"read_tiles": "read_tiles", "cucim": "per_tile", "limit": "limit"}
-    return next((decoded_per_tile.get(kind) for start, kind in kinds.items() if reader.startswith(start)), None)
 
 
 @dataclass(frozen=True)

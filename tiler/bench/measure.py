@@ -28,7 +28,7 @@ from tiler.slide import Slide
 from tiler.tiff import read_tiff
 
 _NUM_TRIED = 64
-"""Tiles that every reader delivers once before the clock starts, spread over the slide."""
+"""Tiles that every reader delivers once before the clock starts, spread over those measured."""
 _PROC = Path("/proc/self")
 
 
@@ -40,6 +40,7 @@ def bench_slide(
     threads: tuple[int, ...] = (1, 2),
     num_rounds: int = 5,
     seed: int = 0,
+    most_tiles: int | None = None,
     more: Mapping[str, Reader] | None = None,
     on_round: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -48,33 +49,38 @@ def bench_slide(
     Args:
         slide: the open slide.
         manifest: its tiles.
-        shares: shares of them to read, in (0, 1], drawn as the sampler draws them; 1 is every tile, in order.
+        shares: shares of the first `most_tiles` to read, in (0, 1], drawn as the sampler draws them; 1 is each of
+            them, in order.
         threads: numbers of threads to run `read_tiles` with, and of workers for cuCIM's batches.
         num_rounds: how often.
         seed: of the draws.
+        most_tiles: tiles to measure at most, the first, which lie together on the slide; None measures all. They are
+            in memory at once.
         more: further readers to set beside them.
         on_round: called after each round.
 
     Returns:
-        What was read, and for each share: `readers`, each with its rates and their spread, (max - min) / median, or
-        None, and the reason in `why_not`; `ratio_per_core_s`, tiles per core-second of `read_tiles` with the first
-        number of threads to that of the others; `ratio_threads`, tiles per second with each number of threads to those
-        with the first; `decoded_per_tile`, compressed tiles decoded for each tile delivered (`per_tile` is cuCIM's;
-        what OpenSlide's cache saves of it is not known); `needed_mb`, their size in the file; `peak_mb`, memory that
-        `read_tiles` took beside its output, with most threads.
+        What was read (`num_tiles` of the slide, `num_measured` of them the first), and for each share: `readers`, each
+        with its rates and their spread, (max - min) / median, or None, and the reason in `why_not`; `ratio_per_core_s`,
+        tiles per core-second of `read_tiles` with the first number of threads to that of the others; `ratio_threads`,
+        tiles per second with each number of threads to those with the first; `decoded_per_tile`, compressed tiles
+        decoded for each tile delivered (`per_tile` is cuCIM's; what OpenSlide's cache saves of it is not known);
+        `needed_mb`, their size in the file; `peak_mb`, memory that `read_tiles` took beside its output, with most
+        threads.
 
     Raises:
         TilerError: `read_tiles` cannot read the slide.
     """
     if not len(manifest):
-        raise TilerError(f"slide {manifest.slide.slide_id}: no tiles to read; give --min-tissue 0 to take every tile")
+        raise TilerError(f"slide {manifest.slide.slide_id}: no tiles to read")
     readers = list_readers(threads, more)
-    few = np.unique(np.linspace(0, len(manifest) - 1, min(_NUM_TRIED, len(manifest))).astype(np.int64))
+    num_measured = min(len(manifest), most_tiles or len(manifest))
+    few = np.unique(np.linspace(0, num_measured - 1, min(_NUM_TRIED, num_measured)).astype(np.int64))
     why_not, differences = try_readers(_work(slide, manifest, few), readers)
     able = {name: reader for name, reader in readers.items() if name not in why_not}
     measured = [
-        _bench_rows(_work(slide, manifest, _draw(manifest, share, seed)), able, threads, num_rounds, on_round)
-        for share in shares
+        _bench_rows(_work(slide, manifest, rows), able, threads, num_rounds, on_round)
+        for rows in (_draw(manifest, num_measured, share, seed) for share in shares)
     ]
     record = manifest.slide
     level, tiff = slide.levels[record.level], read_tiff(slide.path)
@@ -88,6 +94,7 @@ def bench_slide(
         "read_size": (record.read_w, record.read_h),
         "tile_px": record.tile_px,
         "num_tiles": len(manifest),
+        "num_measured": num_measured,
         "difference": differences,
         "why_not": why_not,
         "shares": [
@@ -113,12 +120,12 @@ def _work(slide: Slide, manifest: Manifest, rows: NDArray[np.int64]) -> Work:
     return Work(slide=slide, manifest=manifest, rows=rows, out=out)
 
 
-def _draw(manifest: Manifest, share: float, seed: int) -> NDArray[np.int64]:
-    """Rows of a share of the tiles, ascending."""
-    k = max(1, round(share * len(manifest)))
-    if k == len(manifest):
+def _draw(manifest: Manifest, num_tiles: int, share: float, seed: int) -> NDArray[np.int64]:
+    """Rows of a share of the first `num_tiles`, ascending."""
+    k = max(1, round(share * num_tiles))
+    if k == num_tiles:
         return np.arange(k)
-    return sample_tiles(len(manifest), k=k, seed=seed, epoch=0, slide_id=manifest.slide.slide_id)
+    return sample_tiles(num_tiles, k=k, seed=seed, epoch=0, slide_id=manifest.slide.slide_id)
 
 
 def _bench_rows(

@@ -29,9 +29,13 @@ def examine_slide(path: Path, default_mpp: float | None = None) -> dict[str, Any
 
     Returns:
         backend and why it is the one, vendor, sizes in px (levels as width, height, downsample), tile (width, height)
-        and compression of level 0, the scale and its source; `readers`: "opens" or why not; `parity`: for each pair of
+        and compression of level 0, the scale and its source, and the x of another field that disagrees, microns per
+        level-0 px, None where none does; `readers`: "opens" or why not; `parity`: for each pair of
         readers the mean absolute difference in grey levels over sampled tiles, one number for each level that both
         have and can read, None for the others; `problems`, each with the way out.
+
+    Raises:
+        TilerError: it cannot be opened.
     """
     slide = open_slide(path)
     opened, readers = _open_with_all(path)
@@ -47,7 +51,7 @@ def examine_slide(path: Path, default_mpp: float | None = None) -> dict[str, Any
         "compression": _compression(slide),
         "mpp": slide.mpp,
         "mpp_source": slide.mpp_source or f"none ({slide.scale.tried} tried)",
-        "mpp_other": slide.scale.other,
+        "mpp_other": slide.scale.other or None,
         "readers": readers,
         "parity": parity,
         "problems": [*_scale_problems(slide, default_mpp), *_parity_problems(parity), *_damage_problems(unreadable)],
@@ -92,9 +96,12 @@ def _compression(slide: Slide) -> str:
 
 def _scale_problems(slide: Slide, default_mpp: float | None) -> list[str]:
     absurd = [field for field in slide.scale.tried.split(", ") if field.endswith(" is absurd")]
-    sentences = [f"scale: {field}; check the slide, or give --mpp-csv" for field in absurd]
+    sentences = [f"scale: {field}; check the slide, or give `slidegrad tile` --mpp-csv" for field in absurd]
     if slide.mpp is None and default_mpp is None:
-        sentences.append("the slide does not say its scale; give --default-mpp or --mpp-csv")
+        sentences.append(
+            "the slide does not say its scale; give --default-mpp or --mpp-csv to `slidegrad tile`, and --default-mpp "
+            "to `slidegrad doctor`"
+        )
     if slide.mpp is not None and slide.scale.other:
         sentences.append(
             f"scale: {slide.mpp_source} says {slide.mpp[0]:.4g} mpp, another field {slide.scale.other:.4g}; "
@@ -106,7 +113,7 @@ def _scale_problems(slide: Slide, default_mpp: float | None) -> list[str]:
 def _parity_problems(parity: Mapping[str, Sequence[float | None]]) -> list[str]:
     return [
         f"{pair} differ by {difference:.1f} grey levels at level {level}, expected at most {_MAX_DIFFERENCE:g}: one of "
-        "them shows a wrong picture; compare them by eye and force the right one with --backend"
+        "them shows a wrong picture; compare them by eye and force the right one with `slidegrad tile` --backend"
         for pair, differences in parity.items()
         for level, difference in enumerate(differences)
         if difference is not None and difference > _MAX_DIFFERENCE
