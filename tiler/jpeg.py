@@ -6,8 +6,8 @@ guards against that cost a tenth; and its speed is luck. libjpeg-turbo writes ro
 at a multiple of 32 bytes, and what was written past the cache comes back slowly: 176 us a tile of 256 px instead of
 122 on one machine. cuCIM takes its buffers from malloc, 16 bytes off such a multiple or not. Ours always are.
 
-Measured there, full slide and random 40 % and 5 % of its tiles, as shares of decoding each JPEG once and nothing else:
-this 0.92, 0.97, 0.98; regions by cuCIM, guarded, 0.76, 0.75, 0.76.
+Measured, full slide and random 40 % and 5 % of its tiles, as shares of decoding each JPEG once and nothing else: this
+0.86, 0.92, 0.93; regions by cuCIM, guarded, 0.69, 0.71, 0.73 (tests/benchmarks/results/read_cpu_202611.md).
 """
 
 import os
@@ -39,7 +39,9 @@ class JpegTiles:
     def __init__(self, path: Path, table: TileTable) -> None:
         self._table, self._columns = table, table.shape[1]
         self._offsets, self._num_bytes = table.offsets.ravel(), table.num_bytes.ravel()
-        self._head = (table.jpeg_head or b"\xff\xd8") + (_IS_RGB if table.photometric == _RGB else b"")
+        # What goes before a tile's data, in place of its own first marker; nothing where it is a whole JPEG already.
+        head = table.jpeg_head + (_IS_RGB if table.photometric == _RGB else b"")
+        self._head = head if not head or table.jpeg_head else b"\xff\xd8" + head
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
         self._mine = threading.local()
@@ -63,13 +65,14 @@ class JpegTiles:
         try:
             if len(tile) < num_bytes:
                 raise ValueError(f"the file ends within its {num_bytes} bytes")
-            decoded = simplejpeg.decode_jpeg(self._head + tile[2:], "RGB", buffer=self._buffer(), strict=True)
+            whole = self._head + tile[2:] if self._head else tile
+            decoded = simplejpeg.decode_jpeg(whole, "RGB", buffer=self._buffer(), strict=True)
         except ValueError as error:
             raise ReadError(f"JPEG tile {index}: {error}") from None
         # Whole, or as much of it as lies in the picture.
         inside = table.height - row * table.tile_h, table.width - column * table.tile_w
         sizes = zip(decoded.shape, (table.tile_h, table.tile_w), inside, strict=False)
-        if not all(px in (whole, min(whole, some)) for px, whole, some in sizes):
+        if not all(px in (full, min(full, some)) for px, full, some in sizes):
             raise ReadError(f"JPEG tile {index}: {decoded.shape[1]} x {decoded.shape[0]} px")
         region: NDArray[np.uint8] = decoded[top : top + height, left : left + width]
         return region

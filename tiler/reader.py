@@ -200,13 +200,17 @@ class _Canvas:
 
     def put(self, read: BlockRead, region: NDArray[np.uint8]) -> None:
         """Cuts the parts of tiles out of a region."""
-        size = self.out.shape[2], self.out.shape[1]
-        is_native = self.read_shape == self.out.shape[1:3]
+        out, places = self.out, self.places
+        if self.read_shape == out.shape[1:3]:
+            for tile, left, top, x, y, width, height in read.parts.tolist():
+                part = region[top : top + height, left : left + width]
+                out[places[tile], y : y + height, x : x + width] = part
+            return
         for tile, left, top, x, y, width, height in read.parts.tolist():
-            sheet = self.out[self.places[tile]] if is_native else self._sheet(tile)
+            sheet = self._sheet(tile)
             sheet[y : y + height, x : x + width] = region[top : top + height, left : left + width]
-            if not is_native and self._is_whole(tile):
-                cv2.resize(sheet, size, self.out[self.places[tile]], interpolation=cv2.INTER_AREA)
+            if self._is_whole(tile):
+                cv2.resize(sheet, (out.shape[2], out.shape[1]), out[places[tile]], interpolation=cv2.INTER_AREA)
                 self.spare.append(sheet)
 
     def _sheet(self, tile: int) -> NDArray[np.uint8]:
