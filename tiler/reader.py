@@ -9,16 +9,16 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from manifests.geometry import l0_to_level
 from manifests.schema import Manifest, SlideRecord
 from tiler.backends import Level
+from tiler.canvas import Canvas, count_parts
 from tiler.errors import DamageError, ReadError, TilerError
 from tiler.guard import guarded, is_poisoned, noise
 from tiler.integrity import bad_mark_rows, bad_rows, lay
@@ -154,7 +154,7 @@ def read_plan(
     # Where each distinct tile lands in `out`: its first place; repeats are copied from there afterwards.
     first = np.full(len(plan.unique), -1, np.int64)
     first[plan.landing[::-1]] = np.arange(len(plan.landing))[::-1]
-    canvas = _Canvas(out, first, (record.read_h, record.read_w), _count_parts(plan.reads, len(plan.unique)))
+    canvas = Canvas(out, first, (record.read_h, record.read_w), count_parts(plan.reads, len(plan.unique)))
     doubtful: list[BlockRead] = []
 
     def run(read: BlockRead) -> None:
@@ -180,54 +180,6 @@ def read_plan(
     repeats = np.flatnonzero(first[plan.landing] != np.arange(len(plan.landing)))
     out[repeats] = out[first[plan.landing[repeats]]]
     return out
-
-
-@dataclass(eq=False)
-class _Canvas:
-    """Tiles being put together: at their own scale in `out` itself, else on sheets until whole, then resampled.
-
-    So the px of a resampled tile are those of its own read, whatever it was read with. `places` (n,) is where in `out`
-    each tile goes, `missing` (n,) how many of its parts are still to come.
-    """
-
-    out: NDArray[np.uint8]
-    places: NDArray[np.int64]
-    read_shape: tuple[int, int]
-    missing: NDArray[np.int64]
-    sheets: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
-    spare: list[NDArray[np.uint8]] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def put(self, read: BlockRead, region: NDArray[np.uint8]) -> None:
-        """Cuts the parts of tiles out of a region."""
-        out, places = self.out, self.places
-        if self.read_shape == out.shape[1:3]:
-            for tile, left, top, x, y, width, height in read.parts.tolist():
-                part = region[top : top + height, left : left + width]
-                out[places[tile], y : y + height, x : x + width] = part
-            return
-        for tile, left, top, x, y, width, height in read.parts.tolist():
-            sheet = self._sheet(tile)
-            sheet[y : y + height, x : x + width] = region[top : top + height, left : left + width]
-            if self._is_whole(tile):
-                cv2.resize(sheet, (out.shape[2], out.shape[1]), out[places[tile]], interpolation=cv2.INTER_AREA)
-                self.spare.append(sheet)
-
-    def _sheet(self, tile: int) -> NDArray[np.uint8]:
-        with self.lock:
-            if tile not in self.sheets:
-                self.sheets[tile] = self.spare.pop() if self.spare else np.empty((*self.read_shape, 3), np.uint8)
-            return self.sheets[tile]
-
-    def _is_whole(self, tile: int) -> bool:
-        with self.lock:
-            self.missing[tile] -= 1
-            return not self.missing[tile] and bool(self.sheets.pop(tile).size)
-
-
-def _count_parts(reads: Iterable[BlockRead], num_tiles: int) -> NDArray[np.int64]:
-    parts = [read.parts[:, 0] for read in reads]
-    return np.bincount(np.concatenate(parts), minlength=num_tiles) if parts else np.zeros(0, np.int64)
 
 
 def _read_surely(slide: Slide, plan: TilePlan, read: BlockRead) -> NDArray[np.uint8] | None:
@@ -267,7 +219,7 @@ def _read_again(
     slide.reopen()  # After one error an OpenSlide handle gives nothing but errors.
     for row, place in zip(rows, places, strict=True):
         alone = plan_tiles(slide, manifest, np.array([row]), in_regions=plan.jpeg_tiles is None)
-        canvas = _Canvas(out, np.array([place]), (record.read_h, record.read_w), _count_parts(alone.reads, 1))
+        canvas = Canvas(out, np.array([place]), (record.read_h, record.read_w), count_parts(alone.reads, 1))
         for read in alone.reads:
             tries = (_read_surely(slide, alone, read) for _ in range(_NUM_TRIES))
             region = next((region for region in tries if region is not None), None)
