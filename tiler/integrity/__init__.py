@@ -30,8 +30,9 @@ not notice either.
 An empty tile (length 0) is no damage where the scanner leaves out glass (Philips, and others that OpenSlide paints
 white), but is in Aperio files, where the scanner failed, and where cuCIM paints it black. Formats without TIFF tables
 (MRXS, VMS, DICOM) have no markers to look at: their reader is OpenSlide, which raises where JPEG cannot be decoded, but
-passes over what libjpeg only warns of; "decode" reads every tile with it. So it does where OpenSlide moves tiles about (Ventana, Leica, Trestle) and where a level is made
-from another (NDPI): there a bad marker anywhere leads to reading all tiles.
+passes over what libjpeg only warns of; "decode" reads every tile with it. So it does where OpenSlide moves tiles about
+(Ventana, Leica, Trestle) and where a level is made from another (NDPI): there a bad marker anywhere leads to reading
+all tiles.
 """
 
 from dataclasses import dataclass
