@@ -17,6 +17,8 @@ MPP_TOLERANCE = 0.01
 _OFF_BORDER_PX = 0.05
 """Readers map level-0 px to level px as floor(x_l0 / downsample), some in float32 (relative error 6e-8: 0.006 px at
 100,000 px). Coordinates stay this far past the border of a level px, so that every reader finds the same one."""
+_NEAR_LINES = 8
+"""Over so few columns the stride of a manifest's record is surely right to less than half a column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,31 @@ def grid_starts(extent_px: int, read_px: int, stride_px: float, offset_px: float
     count = math.floor(room / stride_px + 1e-9) + 2 if room >= 0 else 1
     starts = np.round(offset_px + np.arange(count) * stride_px).astype(np.int64)
     return starts[starts + read_px <= extent_px]
+
+
+def line_numbers(starts_l0: NDArray[np.int32], stride_l0: float) -> NDArray[np.int32]:
+    """In which column (or row) of its slide's grid each tile lies, counted from the first that holds a tile.
+
+    The record's stride is not quite the grid's own: a level within 1 % of the requested mpp is used as it is, read
+    sizes are whole px, aligned grids are wider. Over 200 columns 1 % is two columns. So where the tiles lie on a grid
+    the stride is taken from them: from the steps between columns that are near each other, each of which must be a
+    whole number of strides, up to the rounding of starts (at most a quarter of a stride of 8 px of the read level).
+    Coordinates off any grid fall to the nearest multiple of the record's stride, several to one where they are denser.
+
+    Args:
+        starts_l0: left (or top) edges of the tiles, level-0 px, in any order.
+        stride_l0: step of the grid by the record, level-0 px, not rounded.
+    """
+    lines = np.unique(starts_l0)
+    gaps, stride = np.diff(lines), stride_l0
+    steps = np.round(gaps / stride)
+    near = steps <= _NEAR_LINES
+    if steps[near].any():
+        stride = gaps[near].sum() / steps[near].sum()
+        steps = np.round(gaps / stride)
+    is_grid = steps.all() and (np.abs(gaps / stride - steps)[near] < 1 / 3).all()
+    numbers = np.cumsum([0, *steps]) if is_grid else np.round((lines - lines[:1]) / stride_l0)
+    return numbers.astype(np.int32)[np.searchsorted(lines, starts_l0)]
 
 
 def hilbert_order(col: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from manifests.errors import ManifestError
+from manifests.geometry import line_numbers
 
 SCHEMA_VERSION = 2
 _READABLE = (1, 2)
@@ -144,6 +145,21 @@ class Manifest:
             return 0, 0
         extent_um = self.slide.tile_px * self.slide.tile_mpp
         return round(extent_um / self.slide.mpp_x), round(extent_um / self.slide.mpp_y)
+
+    @property
+    def cells(self) -> NDArray[np.int32]:
+        """(column, row) of every tile (n, 2) in the slide's grid of tiles; the smallest column and row are 0.
+
+        Neighbours of one grid have neighbouring cells, and no two of its tiles share one, if its stride is at least
+        8 px of the read level. Tiles that an aligned grid lays 1.5 times their side apart, or wider, are two cells
+        apart, or more. Coordinates off any grid fall into the nearest cell; see `line_numbers`.
+        """
+        slide = self.slide
+        if not len(self):
+            return np.zeros((0, 2), np.int32)
+        stride_um = (slide.tile_px - slide.overlap) * slide.tile_mpp
+        axes = (self.x_l0, slide.mpp_x), (self.y_l0, slide.mpp_y)
+        return np.stack([line_numbers(starts, stride_um / mpp) for starts, mpp in axes], axis=1)
 
     def to_table(self) -> pa.Table:
         """The tiles as an Arrow table in `TILE_SCHEMA`, without metadata."""

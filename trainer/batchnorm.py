@@ -22,14 +22,22 @@ def set_mode(encoder: nn.Module, *, training: bool, batchnorm: str) -> None:
     Args:
         encoder: the encoder.
         training: dropout and drop-path on.
-        batchnorm: "running": own tiles in training, running statistics in scoring; "virtual": own tiles in both;
-            "frozen" or "calibrated": running statistics in both.
+        batchnorm: "running": own tiles in training, running statistics in scoring; "sync": so, too, the own tiles being
+            those of all ranks; "virtual": own tiles in both; "frozen" or "calibrated": running statistics in both.
+            A layer that is not trained uses running statistics, whatever this is; but for "measured", where all use
+            their own tiles, to see what their statistics are.
     """
     encoder.train(training)
-    by_own_tiles = batchnorm == "virtual" or (batchnorm == "running" and training)
+    by_own_tiles = batchnorm == "virtual" or (batchnorm in ("running", "sync") and training)
     for module in encoder.modules():
         if isinstance(module, BatchNorm):
-            module.train(by_own_tiles)
+            module.train(batchnorm == "measured" or (by_own_tiles and not _is_frozen(module)))
+
+
+def _is_frozen(layer: nn.Module) -> bool:
+    """It has parameters, and none is trained."""
+    trained = [parameter.requires_grad for parameter in layer.parameters()]
+    return bool(trained) and not any(trained)
 
 
 def own_layers(encoder: nn.Module) -> list[BatchNorm]:
@@ -47,8 +55,8 @@ def virtual_rank_pass(layers: list[BatchNorm], num_tiles: int, *, moves_stats: b
         moves_stats: running statistics take part; False where the pass is a repetition, or scoring.
     """
     for layer in layers:
-        layer.training = num_tiles > 1
-        layer.track_running_stats = moves_stats or num_tiles == 1
+        layer.training = num_tiles > 1 or isinstance(layer, nn.SyncBatchNorm)
+        layer.track_running_stats = moves_stats or not layer.training
     try:
         yield
     finally:

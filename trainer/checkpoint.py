@@ -1,6 +1,6 @@
 """Checkpoints: both halves, their optimisers and where the run stands, in one folder that appears whole or not at all.
 
-`encoder.pt` is written by the first encoder rank, `aggregator.pt` and `state.json` by the aggregator; the folder gets
+`encoder.pt` is written by the first encoder rank, `aggregator.pt` and `state.json` by the main rank; the folder gets
 its name only when all are on disk. Loading runs no code from the files (`weights_only=True`).
 """
 
@@ -31,11 +31,11 @@ def save_checkpoint(run: Path, comm: Comm, halves: dict[str, dict[str, Any]], st
     """
     final = _folder(run, state["epoch"])
     partial = final.with_name(f".{final.name}.tmp")
-    if comm.is_aggregator:
+    if comm.is_main:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     comm.barrier()
-    writes = {"encoder": comm.is_first_encoder, "aggregator": comm.is_aggregator}
+    writes = {"encoder": comm.is_first_encoder, "aggregator": comm.is_main}
     for half, content in halves.items():
         if writes[half]:
             with (partial / f"{half}.pt").open("wb") as stream:
@@ -43,7 +43,7 @@ def save_checkpoint(run: Path, comm: Comm, halves: dict[str, dict[str, Any]], st
                 stream.flush()
                 os.fsync(stream.fileno())
     comm.barrier()
-    if comm.is_aggregator:
+    if comm.is_main:
         write_text(partial / "state.json", json.dumps(state))
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)

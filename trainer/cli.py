@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import tyro
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table
 
 from tiler.progress import progress_bar
 from trainer.config import RunConfig
@@ -28,7 +27,7 @@ class Train:
     manifests: Path
     """The manifests folder, from `slidegrad tile`."""
     labels: Path
-    """CSV with slide_id, label [, specimen_id] [, patient_id] [, split]."""
+    """CSV with slide_id, label (or what --head.columns names) [, specimen_id] [, patient_id] [, split]."""
     out: Path
     """The run's folder."""
     nproc: int = 1
@@ -56,17 +55,22 @@ class Train:
     def run(self) -> tuple[dict[str, Any], int]:
         from trainer.job import cores_per_rank
         from trainer.launch import is_launched, launch
-        from trainer.topology import Topology
 
         if self.nproc < 1:
             raise TrainerError(f"--nproc {self.nproc}: expected at least 1")
         if is_launched() or self.nproc == 1:
             return self._run_rank()
-        topology = Topology.make(self.nproc, self.config.machine.aggregator, self.config.virtual_ranks)
+        topology = self._topology(self.nproc)
         self._prepare(topology)
         launch(self._rank_arguments(), self.nproc, cores_per_rank(topology))
         result = json.loads((self.out / "result.json").read_text())
         return result, 1 if result["num_skipped"] else 0
+
+    def _topology(self, num_processes: int) -> "Topology":
+        from trainer.topology import Topology
+
+        machine = self.config.machine
+        return Topology.make(num_processes, machine.aggregator, self.config.virtual_ranks, machine.groups)
 
     def _prepare(self, topology: "Topology") -> None:
         from trainer.prepare import prepare_run
@@ -81,22 +85,21 @@ class Train:
         )
 
     def _run_rank(self) -> tuple[dict[str, Any], int]:
-        """This rank's part of the run. Only the aggregator has the result; ranks of a group always end with 0."""
+        """This rank's part of the run. Only the main rank has the result; launched ranks always end with 0."""
         from trainer.comm import Comm, join_group, leave_group
         from trainer.launch import is_launched, is_ours
         from trainer.loop import Loop
         from trainer.outcome import conclude
         from trainer.prepare import open_run
-        from trainer.topology import Topology
 
         rank, world_size, device = join_group()
-        topology = Topology.make(world_size, self.config.machine.aggregator, self.config.virtual_ranks)
+        topology = self._topology(world_size)
         comm = Comm(topology, rank, device)
-        if comm.is_aggregator:
+        if comm.is_main:
             self._prepare(topology)
         comm.barrier()
         with progress_bar() as bar:
-            loop = Loop(open_run(self.out), comm, _Tick(bar) if comm.is_aggregator else _silent)
+            loop = Loop(open_run(self.out), comm, _Tick(bar) if comm.is_main else _silent)
             loop.run()
             result = conclude(loop)
         leave_group()  # Not after an error: the others are waiting elsewhere, and the launcher ends them.
@@ -112,7 +115,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Score a split of a run with its best checkpoint: AUC with its interval; for the test slides the report anew."""
+    """Score a split of a run with its best checkpoint: AUC or R2 with its interval; for the test slides the report anew."""
 
     run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
@@ -148,60 +151,71 @@ class Heatmap:
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Show that ranks and virtual ranks give one process's gradients, to rounding; exit 1 if they do not."""
+    """Show that ranks, virtual ranks and groups give one process's answer, to rounding; exit 1 if they do not."""
 
-    encoder: tuple[str, ...] = ("linear", "conv", "vit_tiny_patch16_224")
-    """linear, conv, or any timm model."""
-    ranks: Annotated[str, tyro.conf.arg(metavar="N,N,…")] = "1,2,3,4"
-    """Encoder ranks; the aggregator is one more process."""
+    encoder: tuple[str, ...] = ()
+    """linear, conv, or any timm model; by default these two, test_resnet and vit_tiny_patch16_224, or with --bn virtual
+    those that have BatchNorm."""
+    aggregator: tuple[Literal["gma", "transmil", "mean", "max"], ...] = ("gma",)
+    """Aggregators."""
+    dtype: tuple[Literal["float64", "float32", "bf16"], ...] = ()
+    """bf16: the encoder in half precision. By default all; with --bn virtual not bf16, of whose rounding it makes too
+    much."""
+    ranks: Annotated[str, tyro.conf.arg(metavar="N,N,…")] = "1,3"
+    """Encoder ranks of a group; the aggregator is one more process, or one of them."""
     virtual_ranks: Annotated[str, tyro.conf.arg(metavar="V,V,…")] = "1,3"
     """Virtual ranks that each encoder rank runs."""
+    groups: Annotated[str, tyro.conf.arg(metavar="G,G,…")] = "1,2"
+    """Groups of ranks, each at a slide of its own."""
+    tiles: Annotated[str, tyro.conf.arg(metavar="K,K,…")] = "23,2,9"
+    """Tiles of each slide of a step: 23 seldom split evenly, 2 leave virtual ranks without any."""
+    steps: int = 5
+    """Optimiser steps."""
     bn: Literal["frozen", "virtual"] = "frozen"
     """frozen: against one single pass; virtual: BatchNorm per virtual rank, against one process with the same."""
-    inject_fault: Literal["none", "scale", "drop", "swap"] = "none"
-    """Do one thing wrong, to see that it is noticed."""
+    inject_fault: Literal["none", "scale", "drop", "swap", "group"] = "none"
+    """Do one thing wrong, to see that it is noticed: a factor, a rank's or a group's gradients lost, tiles swapped."""
+    plot: Path | None = None
+    """A PNG to draw the errors into."""
 
     def run(self) -> tuple[dict[str, Any], int]:
-        from trainer.verify import NUM_TILES, Case, verify
+        from manifests.files import atomic_path
+        from trainer.verify import DEFAULT_DTYPES, DEFAULT_ENCODERS, plan_cases, verify
+        from trainer.verify_plot import plot_errors
+        from trainer.verify_table import build_table, describe_cases, describe_limits, summarise
 
-        cases = [
-            Case(
-                encoder=encoder,
-                dtype=dtype,
-                num_tiles=num_tiles,
-                num_ranks=ranks,
-                num_virtual=ranks * virtual,
-                batchnorm=self.bn,
-                fault=self.inject_fault,
-            )
-            for ranks in _counts("--ranks", self.ranks)
-            for encoder in self.encoder
-            for dtype in ("float64", "float32")
-            for virtual in _counts("--virtual-ranks", self.virtual_ranks)
-            for num_tiles in NUM_TILES
-        ]
-        print(
-            "gradients of encoder and aggregator against one process; dropout off; BatchNorm "
-            + ("frozen" if self.bn == "frozen" else "per virtual rank, in the reference too"),
-            file=sys.stderr,
+        if self.plot is not None and not (self.plot.suffix == ".png" and self.plot.parent.is_dir()):
+            raise TrainerError(f"--plot {self.plot}: expected a .png in a folder that exists; make it, or give another")
+        cases = plan_cases(
+            encoders=self.encoder or DEFAULT_ENCODERS[self.bn],
+            aggregators=self.aggregator,
+            dtypes=self.dtype or DEFAULT_DTYPES[self.bn],
+            ranks=_counts("--ranks", self.ranks),
+            virtual_ranks=_counts("--virtual-ranks", self.virtual_ranks),
+            groups=_counts("--groups", self.groups),
+            num_tiles=_counts("--tiles", self.tiles),
+            num_steps=self.steps,
+            batchnorm=self.bn,
+            fault=self.inject_fault,
         )
+        console = Console(file=sys.stderr, width=132)
+        console.print(describe_cases(cases[0]), highlight=False)
+        found = {}
         with progress_bar() as bar:
             task = bar.add_task("comparing", total=len(cases))
-            results = []
             for result in verify(cases):
-                results.append(result)
+                found[result.case] = result
                 bar.advance(task)
-        table = Table("encoder", "dtype", "tiles", "ranks", "virtual", "whole model", "worst tensor", "holds")
-        for r in results:
-            c = r.case
-            row = [c.encoder, c.dtype, c.num_tiles, c.num_ranks, c.num_virtual, f"{r.whole:.1e}", f"{r.worst:.1e}"]
-            table.add_row(*map(str, row), "yes" if r.holds else "NO")
-        Console(file=sys.stderr, width=110).print(table)
-        holds = all(r.holds for r in results)
-        worst = {dtype: max(r.whole for r in results if r.case.dtype == dtype) for dtype in ("float64", "float32")}
-        return {"holds": holds, "num_cases": len(results), "max_error": worst, "fault": self.inject_fault}, int(
-            not holds
-        )
+        results = [found[case] for case in cases]
+        console.print(build_table(results))
+        for sentence in describe_limits(results):
+            console.print(sentence, highlight=False)
+        summary = summarise(results)
+        if self.plot is not None:
+            with atomic_path(self.plot) as partial:
+                partial.write_bytes(plot_errors(results))
+            summary["plot"] = str(self.plot)
+        return summary, int(not summary["holds"])
 
 
 class _Tick:

@@ -1,4 +1,4 @@
-"""The cohort: which slides a run uses, their classes, and which patients train, validate and test.
+"""The cohort: which slides a run uses, what is known of them, and which patients train, validate and test.
 
 A patient is on one side only, and so is a slide that lies in the archive twice.
 """
@@ -7,8 +7,9 @@ import csv
 import dataclasses
 import hashlib
 import io
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -17,34 +18,61 @@ from manifests import ManifestSource
 from manifests.files import write_text
 from tiler.discover import SLIDE_SUFFIXES
 from trainer.config import Cohort as CohortConfig
+from trainer.config import Head as HeadConfig
 from trainer.errors import TrainerError
+from trainer.targets import (
+    Targets,
+    Task,
+    cells_of,
+    class_order,
+    few,
+    parse_targets,
+    read_labels,
+    refuse_unlearnable,
+    strata_of,
+)
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 _MAX_NAMED = 5
-_COLUMNS = ("slide_id", "label", "specimen_id", "patient_id", "split", "num_tiles")
+_HEAD = HeadConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One slide of the cohort. `label` is the class's position in `Cohort.classes`."""
+    """One slide of the cohort, with its targets as `trainer.targets` has them."""
 
     slide_id: str
-    label: int
+    targets: Targets
     specimen_id: str
     patient_id: str
     split: Split
     num_tiles: int
 
+    @property
+    def label(self) -> int:
+        """The class's position in `Cohort.classes`."""
+        (target,) = self.targets
+        return round(target)
+
 
 @dataclass(frozen=True)
 class Cohort:
-    """The cases of a run, sorted by slide_id, and the names of the classes, sorted."""
+    """The cases of a run, sorted by slide_id, and what is predicted of them."""
 
     cases: tuple[Case, ...]
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    """Names of the classes, sorted; none for the other tasks."""
     notes: tuple[str, ...] = ()
     """Sentences to tell the user once."""
+    task: Task = "classes"
+    columns: tuple[str, ...] = ("label",)
+    """Of the labels file, as the targets are ordered."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What is predicted: the classes, or the columns."""
+        return self.classes if self.task == "classes" else self.columns
 
     def of(self, split: str) -> dict[str, Case]:
         """slide_id to case for one split."""
@@ -55,32 +83,38 @@ class Cohort:
         return {case.slide_id: case.num_tiles for case in self.of(split).values()}
 
     def only(self, case: Case) -> Self:
-        """The cohort with one case alone, its classes kept."""
+        """The cohort with one case alone. No `Head` follows from it: that takes the training slides."""
         return dataclasses.replace(self, cases=(case,))
 
     def write(self, file: Path) -> None:
-        """Writes the cohort with its splits as CSV."""
+        """Writes the cohort with its splits as CSV; numbers read back bit for bit."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(_COLUMNS)
+        writer.writerow(["slide_id", *self.columns, "specimen_id", "patient_id", "split", "num_tiles"])
         for case in self.cases:
-            name = self.classes[case.label]
-            writer.writerow([case.slide_id, name, case.specimen_id, case.patient_id, case.split, case.num_tiles])
+            cells = cells_of(case.targets, self.task, self.classes)
+            writer.writerow([case.slide_id, *cells, case.specimen_id, case.patient_id, case.split, case.num_tiles])
         write_text(file, out.getvalue())
 
     @classmethod
-    def read(cls, file: Path) -> Self:
-        """Reads what `write` wrote."""
+    def read(cls, file: Path, head: HeadConfig = _HEAD) -> Self:
+        """Reads what `write` wrote, with the head of the run.
+
+        Raises:
+            TrainerError: not readable, or not the columns of the head.
+        """
         try:
             with file.open(newline="", encoding="utf-8") as stream:
                 rows = list(csv.DictReader(stream))
         except OSError as error:
             raise TrainerError(f"{file}: the run's cohort cannot be read ({error.strerror})") from None
-        classes = tuple(sorted({row["label"] for row in rows}, key=_class_order))
+        if rows and not set(head.columns) <= set(rows[0]):
+            raise TrainerError(f"{file}: expected the run's head.columns {list(head.columns)}, got {list(rows[0])}")
+        targets, classes = parse_targets(rows, head, str(file))
         cases = tuple(
             Case(
                 slide_id=row["slide_id"],
-                label=classes.index(row["label"]),
+                targets=targets[row["slide_id"]],
                 specimen_id=row["specimen_id"],
                 patient_id=row["patient_id"],
                 split=_split(row["split"]),
@@ -88,37 +122,48 @@ class Cohort:
             )
             for row in rows
         )
-        return cls(cases, classes)
+        return cls(cases, classes, task=head.task, columns=head.columns)
 
 
-def load_cohort(labels: Path, source: ManifestSource, config: CohortConfig, seed: int) -> Cohort:
+def load_cohort(
+    labels: Path, source: ManifestSource, config: CohortConfig, seed: int, head: HeadConfig = _HEAD
+) -> Cohort:
     """Joins the labels with the manifests and settles the splits.
 
     Args:
-        labels: CSV with slide_id, label [, specimen_id] [, patient_id] [, split = train | val | test].
+        labels: CSV with slide_id, the head's columns [, specimen_id] [, patient_id] [, split = train | val | test].
         source: the manifests.
         config: shares of the splits, used where the labels name none.
         seed: the run's seed; patients are split by a keyed hash.
+        head: what is predicted.
 
     Raises:
         TrainerError: unreadable labels, labels without a manifest, a patient or a duplicate on two sides, or fewer
-            than two classes to train on.
+            than two classes, or values of a column, to train on.
     """
-    rows = _read_labels(labels)
+    rows = read_labels(labels, head)
     catalog = {row["slide_id"]: row for row in source.catalog().to_pylist()}
     for row in rows:
         row["slide_id"] = _match(row["slide_id"], catalog)
     missing = [row["slide_id"] for row in rows if row["slide_id"] not in catalog]
     if missing:
-        raise TrainerError(f"{labels}: {len(missing)} of {len(rows)} slides have no manifest: {_few(missing)}")
+        raise TrainerError(f"{labels}: {len(missing)} of {len(rows)} slides have no manifest: {few(missing)}")
     twice = [slide_id for slide_id, n in Counter(row["slide_id"] for row in rows).items() if n > 1]
     if twice:
-        raise TrainerError(f"{labels}: {len(twice)} slides are listed twice: {_few(twice)}")
+        raise TrainerError(f"{labels}: {len(twice)} slides are listed twice: {few(twice)}")
     notes: list[str] = []
     unusable = [row["slide_id"] for row in rows if not catalog[row["slide_id"]]["num_tiles"]]
     if unusable:
-        notes.append(f"{len(unusable)} labelled slides have no tiles and are left out: {_few(unusable)}")
+        notes.append(f"{len(unusable)} labelled slides have no tiles and are left out: {few(unusable)}")
         rows = [row for row in rows if catalog[row["slide_id"]]["num_tiles"]]
+    if not rows:
+        raise TrainerError(f"{labels}: none of the slides has tiles: {few(unusable)}")
+    targets, classes = parse_targets(rows, head, f"--labels {labels}")
+    unknown = [slide_id for slide_id, values in targets.items() if all(map(math.isnan, values))]
+    if unknown:
+        notes.append(f"{len(unknown)} slides have no {' or '.join(head.columns)} and are left out: {few(unknown)}")
+        targets = {slide_id: values for slide_id, values in targets.items() if not all(map(math.isnan, values))}
+        rows = [row for row in rows if row["slide_id"] in targets]
     _fill_ids(rows, labels, notes)
 
     same_side = _sides([(row, catalog[row["slide_id"]]["fingerprint"]) for row in rows])
@@ -127,15 +172,17 @@ def load_cohort(labels: Path, source: ManifestSource, config: CohortConfig, seed
         _refuse_leak(rows, splits, same_side)
     elif any(row.get("split") for row in rows):
         bare = [row["slide_id"] for row in rows if not row.get("split")]
-        raise TrainerError(f"{labels}: {len(bare)} slides have no split while others do: {_few(bare)}")
+        raise TrainerError(f"{labels}: {len(bare)} slides have no split while others do: {few(bare)}")
     else:
-        splits = split_patients({row["slide_id"]: row["label"] for row in rows}, same_side, config, seed)
+        strata = strata_of(targets, head.task, classes)
+        splits = split_patients(strata, same_side, config, seed, carries=head.task != "classes")
 
-    classes = tuple(sorted({row["label"] for row in rows}, key=_class_order))
+    training = {slide_id: values for slide_id, values in targets.items() if splits[slide_id] == "train"}
+    notes += refuse_unlearnable(training, head, classes, str(labels))
     cases = tuple(
         Case(
             slide_id=row["slide_id"],
-            label=classes.index(row["label"]),
+            targets=targets[row["slide_id"]],
             specimen_id=row["specimen_id"],
             patient_id=row["patient_id"],
             split=splits[row["slide_id"]],
@@ -143,59 +190,46 @@ def load_cohort(labels: Path, source: ManifestSource, config: CohortConfig, seed
         )
         for row in sorted(rows, key=lambda row: row["slide_id"])
     )
-    in_training = {case.label for case in cases if case.split == "train"}
-    if len(in_training) < 2:
-        raise TrainerError(
-            f"{labels}: the training split has {len(in_training)} of the classes {list(classes)}, expected at least 2"
-        )
-    return Cohort(cases, classes, tuple(notes))
+    return Cohort(cases, classes, tuple(notes), head.task, head.columns)
 
 
 def split_patients(
-    labels: dict[str, str], same_side: dict[str, str], config: CohortConfig, seed: int
+    strata: dict[str, str], same_side: dict[str, str], config: CohortConfig, seed: int, *, carries: bool = False
 ) -> dict[str, Split]:
-    """Splits groups of slides that must stay together, class by class, by a hash keyed with the seed.
+    """Splits groups of slides that must stay together, stratum by stratum, by a hash keyed with the seed.
 
     Args:
-        labels: slide_id to class name.
+        strata: slide_id to what the splits shall have alike, as the class's name.
         same_side: slide_id to the group (patient) it belongs to.
         config: shares for validation and test.
         seed: the run's seed.
+        carries: what a stratum loses by rounding is made up for in the next: many small strata would all lose.
     """
-    # A group with slides of several classes is cut with the last class, the diseased one where 1 means disease.
-    group_class: dict[str, str] = {}
-    for slide_id, label in labels.items():
+    # A group with slides of several strata is cut with the last, the diseased one where 1 means disease.
+    stratum_of: dict[str, str] = {}
+    for slide_id, stratum in strata.items():
         group = same_side[slide_id]
-        group_class[group] = max(group_class.get(group, label), label, key=_class_order)
-    by_class: dict[str, list[str]] = defaultdict(list)
-    for group, label in group_class.items():
-        by_class[label].append(group)
+        stratum_of[group] = max(stratum_of.get(group, stratum), stratum, key=class_order)
+    by_stratum: dict[str, list[str]] = defaultdict(list)
+    for group, stratum in stratum_of.items():
+        by_stratum[stratum].append(group)
 
     def key(group: str) -> bytes:
         return hashlib.blake2b(f"slidegrad-split-1\x00{seed}\x00{group}".encode()).digest()
 
     side: dict[str, Split] = {}
-    for groups in by_class.values():
-        groups.sort(key=key)
-        num_test, num_val = round(config.test_fraction * len(groups)), round(config.val_fraction * len(groups))
+    given = Counter[str]()
+    for stratum in sorted(by_stratum, key=class_order):
+        groups = sorted(by_stratum[stratum], key=key)
+        if not carries:
+            given.clear()
+        num_groups = given.total() + len(groups)
+        num_test = round(config.test_fraction * num_groups) - given["test"]
+        num_val = round(config.val_fraction * num_groups) - given["val"]
         for i, group in enumerate(groups):
             side[group] = "test" if i < num_test else "val" if i < num_test + num_val else "train"
-    return {slide_id: side[same_side[slide_id]] for slide_id in labels}
-
-
-def _read_labels(file: Path) -> list[dict[str, str]]:
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in csv.DictReader(stream)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TrainerError(f"--labels {file}: not readable as CSV ({error})") from None
-    if not rows or not {"slide_id", "label"} <= set(rows[0]):
-        found = list(rows[0]) if rows else "no rows"
-        raise TrainerError(f"--labels {file}: expected the columns slide_id, label and at least one row, got {found}")
-    bare = [row["slide_id"] for row in rows if not row["label"]]
-    if bare:
-        raise TrainerError(f"--labels {file}: {len(bare)} slides have an empty label: {_few(bare)}")
-    return rows
+            given[side[group]] += 1
+    return {slide_id: side[same_side[slide_id]] for slide_id in strata}
 
 
 def _match(name: str, catalog: dict[str, object]) -> str:
@@ -213,7 +247,7 @@ def _fill_ids(rows: list[dict[str, str]], labels: Path, notes: list[str]) -> Non
     for column in ("specimen_id", "patient_id"):
         bare = [row["slide_id"] for row in rows if not row.get(column)]
         if bare and len(bare) < len(rows):
-            raise TrainerError(f"{labels}: {len(bare)} slides have no {column} while others do: {_few(bare)}")
+            raise TrainerError(f"{labels}: {len(bare)} slides have no {column} while others do: {few(bare)}")
         if bare and column == "patient_id":
             notes.append("no patient_id in the labels: each slide counts as its own patient")
     for row in rows:
@@ -255,7 +289,7 @@ def _refuse_leak(rows: list[dict[str, str]], splits: dict[str, Split], same_side
         members[same_side[row["slide_id"]]].append(row["slide_id"])
     leaks = [group for group in sides if len(sides[group]) > 1]
     if leaks:
-        named = "; ".join(f"slides {_few(members[g])} in {' and '.join(sorted(sides[g]))}" for g in leaks[:_MAX_NAMED])
+        named = "; ".join(f"slides {few(members[g])} in {' and '.join(sorted(sides[g]))}" for g in leaks[:_MAX_NAMED])
         more = f" and {len(leaks) - _MAX_NAMED} more" if len(leaks) > _MAX_NAMED else ""
         raise TrainerError(
             f"{len(leaks)} patients (or copies of one slide) are on two sides of the split: {named}{more}; "
@@ -268,16 +302,3 @@ def _split(name: str) -> Split:
         if split == name:
             return split
     raise TrainerError(f"split {name!r}: expected one of {', '.join(SPLITS)}")
-
-
-def _class_order(name: str) -> tuple[int, float, str]:
-    """Numbers by value, before words by letter."""
-    try:
-        return 0, float(name), name
-    except ValueError:
-        return 1, 0.0, name
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more

@@ -1,11 +1,12 @@
 """The only file that talks to torch.distributed: what ranks say to each other in a step, as plain functions of tensors.
 
-Every method is a no-op, or a copy, for one process; so there is one step for one process and for many.
+Every method is a no-op, or a copy, for one process; so there is one step for one process and for many. A slide is a
+matter of its group of ranks (`agree`, `gather_rows`, `scatter_rows`); a step, with the slides of all groups, of all.
 """
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,25 +15,40 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.config import COLLECTIVES_S
-from trainer.topology import AGGREGATOR_RANK, Topology
+from trainer.topology import MAIN_RANK, Topology
 
 _TIMEOUT = timedelta(seconds=COLLECTIVES_S)
 
 
 class Comm:
-    """Rank `rank`'s end of the group.
+    """Rank `rank`'s end of the run's processes.
 
     Args:
         topology: the ranks of the run.
         rank: this rank.
         device: where its tensors live.
+
+    Attributes:
+        group: this rank's group, by number.
+        aggregator_rank: the rank that aggregates for it.
     """
 
     def __init__(self, topology: Topology, rank: int, device: torch.device) -> None:
         self.topology, self.rank, self.device = topology, rank, device
-        self._encoders: Any = None
-        if topology.world_size > 1 and topology.num_encoders < topology.world_size:
-            self._encoders = dist.new_group(list(topology.encoder_ranks), timeout=_TIMEOUT)
+        self.group = topology.group_of(rank)
+        self.aggregator_rank = topology.aggregator_ranks[self.group]
+        self._group: Any = None
+        for group in range(topology.num_groups):  # All ranks make all groups, in one order: torch asks for that.
+            made = self._make(topology.ranks_of(group))
+            self._group = made if group == self.group else self._group
+        self._encoders = self._make(topology.encoder_ranks)
+        self._aggregators = self._make(topology.aggregator_ranks)
+
+    def _make(self, ranks: Sequence[int]) -> Any:
+        """A group of processes; None stands for all of them, and for none where nobody has anything to say."""
+        if len(ranks) in (1, self.topology.world_size):
+            return None
+        return dist.new_group(list(ranks), timeout=_TIMEOUT)
 
     @property
     def is_encoder(self) -> bool:
@@ -41,60 +57,70 @@ class Comm:
 
     @property
     def is_aggregator(self) -> bool:
-        """This rank aggregates, and speaks for the run."""
-        return self.rank == AGGREGATOR_RANK
+        """This rank aggregates, for its group."""
+        return self.rank == self.aggregator_rank
+
+    @property
+    def is_main(self) -> bool:
+        """This rank speaks for the run; its aggregator is the one that is written to checkpoints, all are equal."""
+        return self.rank == MAIN_RANK
 
     @property
     def is_first_encoder(self) -> bool:
         """This rank's encoder is the one that is written to checkpoints; all are equal."""
         return self.rank == self.topology.encoder_ranks[0]
 
+    @property
+    def encoder_group(self) -> Any:
+        """torch's group of all encoder ranks; None for all ranks."""
+        return self._encoders
+
     def agree(self, error: str, *numbers: float) -> tuple[str, list[list[float]]]:
-        """Tells all ranks whether any of them failed, and some numbers of each.
+        """Tells the ranks of a group whether any of them failed, and some numbers of each.
 
         One small all-reduce while all is well.
 
         Returns:
-            "" or one failed rank's error, and every rank's numbers, by rank; the same on all ranks.
+            "" or one failed rank's error, and every rank's numbers, by rank; the same on all ranks of the group.
         """
-        if self.topology.world_size == 1:
+        size = self.topology.group_size
+        if size == 1:
             return error, [list(numbers)]
         # Each rank fills its own row, so that the sum is everybody's. float64 holds counts of bytes exactly.
-        told = torch.zeros(self.topology.world_size, 1 + len(numbers), dtype=torch.float64, device=self.device)
-        told[self.rank] = torch.tensor([bool(error), *numbers], dtype=torch.float64)
-        dist.all_reduce(told)
+        told = torch.zeros(size, 1 + len(numbers), dtype=torch.float64, device=self.device)
+        told[self.rank % size] = torch.tensor([bool(error), *numbers], dtype=torch.float64)
+        dist.all_reduce(told, group=self._group)
         failed, *columns = told.T.tolist()
         by_rank = [list(row) for row in zip(*columns, strict=True)]
         if not any(failed):
             return "", by_rank
-        errors: list[Any] = [None] * self.topology.world_size
-        dist.all_gather_object(errors, error)
+        errors: list[Any] = [None] * size
+        dist.all_gather_object(errors, error, group=self._group)
         return next(e for e in errors if e), by_rank
 
-    def gather_rows(self, mine_ND: Tensor, num_rows: int, width: int) -> Tensor | None:
-        """Features of all encoder ranks, in slide order, on the aggregator.
+    def gather_rows(self, mine_ND: Tensor, num_rows: int) -> Tensor | None:
+        """Rows of all encoder ranks of the group, in slide order, on its aggregator.
 
         Args:
-            mine_ND: this rank's rows, (its share, width).
+            mine_ND: this rank's rows, (its share, width); of the same width and dtype on all ranks.
             num_rows: rows in all.
-            width: D, which a dedicated aggregator cannot see.
 
         Returns:
             (num_rows, width) on the aggregator, None elsewhere.
         """
         if not self.is_aggregator:
             if len(mine_ND):
-                _exchange([dist.P2POp(dist.isend, mine_ND.contiguous(), AGGREGATOR_RANK)])
+                self._exchange([(dist.isend, mine_ND.contiguous(), self.aggregator_rank)])
             return None
-        all_KD = mine_ND.new_empty(num_rows, width)
-        ops = []
-        for rank in self.topology.encoder_ranks:
+        all_KD = mine_ND.new_empty(num_rows, mine_ND.shape[1])
+        messages: list[tuple[Any, Tensor, int]] = []
+        for rank in self.topology.encoders_of(self.group):
             rows = self.topology.rows_of(rank, num_rows)
             if rank == self.rank:
                 all_KD[rows] = mine_ND
             elif rows.stop > rows.start:
-                ops.append(dist.P2POp(dist.irecv, all_KD[rows], rank))
-        _exchange(ops)
+                messages.append((dist.irecv, all_KD[rows], rank))
+        self._exchange(messages)
         return all_KD
 
     def scatter_rows(self, all_KD: Tensor | None, mine_ND: Tensor) -> Tensor:
@@ -107,44 +133,69 @@ class Comm:
         if all_KD is None:
             received_ND = torch.empty_like(mine_ND, memory_format=torch.contiguous_format)
             if len(mine_ND):
-                _exchange([dist.P2POp(dist.irecv, received_ND, AGGREGATOR_RANK)])
+                self._exchange([(dist.irecv, received_ND, self.aggregator_rank)])
             return received_ND
-        ops = []
-        for rank in self.topology.encoder_ranks:
+        messages: list[tuple[Any, Tensor, int]] = []
+        for rank in self.topology.encoders_of(self.group):
             rows = self.topology.rows_of(rank, len(all_KD))
             if rank != self.rank and rows.stop > rows.start:
-                ops.append(dist.P2POp(dist.isend, all_KD[rows].contiguous(), rank))
-        _exchange(ops)
+                messages.append((dist.isend, all_KD[rows].contiguous(), rank))
+        self._exchange(messages)
         return all_KD[self.topology.rows_of(self.rank, len(all_KD))]
 
+    def _exchange(self, messages: Sequence[tuple[Any, Tensor, int]]) -> None:
+        """Sends and receives, all at once, within the group."""
+        ops = [dist.P2POp(what, tensor, rank, group=self._group) for what, tensor, rank in messages]
+        for work in dist.batch_isend_irecv(ops) if ops else ():
+            work.wait()
+
     def sum_over_encoders(self, tensors: Iterable[Tensor]) -> None:
-        """Adds up tensors over the encoder ranks, in place; one all-reduce per dtype."""
-        if self.topology.num_encoders == 1 or not self.is_encoder:
-            return
-        groups: dict[torch.dtype, list[Tensor]] = {}
-        for tensor in tensors:
-            groups.setdefault(tensor.dtype, []).append(tensor)
-        for group in groups.values():
-            flat = torch.cat([tensor.reshape(-1) for tensor in group])
-            dist.all_reduce(flat, group=self._encoders)
-            start = 0
-            for tensor in group:
-                tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
-                start += tensor.numel()
+        """Adds up tensors over all encoder ranks, in place; one all-reduce per dtype."""
+        if self.is_encoder:
+            _sum(tensors, self.topology.encoder_ranks, self._encoders)
+
+    def sum_over_aggregators(self, tensors: Iterable[Tensor]) -> None:
+        """Adds up tensors over the groups' aggregators, in place."""
+        if self.is_aggregator:
+            _sum(tensors, self.topology.aggregator_ranks, self._aggregators)
 
     def share_encoder(self, tensors: Iterable[Tensor]) -> None:
         """Copies the first encoder rank's tensors to the other encoder ranks."""
-        if self.topology.num_encoders > 1 and self.is_encoder:
+        if len(self.topology.encoder_ranks) > 1 and self.is_encoder:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), self.topology.encoder_ranks[0], group=self._encoders)
 
-    def from_aggregator(self, value: Any) -> Any:
-        """The aggregator's (small, picklable) value on every rank."""
+    def from_main(self, value: Any) -> Any:
+        """The main rank's (small, picklable) value on every rank."""
         if self.topology.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, AGGREGATOR_RANK)
+        dist.broadcast_object_list(box, MAIN_RANK)
         return box[0]
+
+    def from_groups(self, value: Any) -> list[Any]:
+        """Each group's aggregator's (small, picklable) value, by group, on every rank."""
+        if self.topology.num_groups == 1:
+            return [self.from_main(value)]
+        values: list[Any] = [None] * self.topology.world_size
+        dist.all_gather_object(values, value if self.is_aggregator else None)
+        return [values[rank] for rank in self.topology.aggregator_ranks]
+
+    def to_main(self, value: Any) -> list[Any]:
+        """Each group's aggregator's (picklable) value, by group, on the main rank; nothing elsewhere."""
+        values: list[Any] | None = [None] * self.topology.world_size if self.is_main else None
+        if self.topology.world_size == 1:
+            return [value]
+        dist.gather_object(value if self.is_aggregator else None, values, MAIN_RANK)
+        return [values[rank] for rank in self.topology.aggregator_ranks] if values else []
+
+    def least(self, number: int) -> int:
+        """The least of all ranks' numbers, on every rank."""
+        if self.topology.world_size == 1:
+            return number
+        box = torch.tensor([number], dtype=torch.int64, device=self.device)
+        dist.all_reduce(box, op=dist.ReduceOp.MIN)
+        return int(box.item())
 
     def barrier(self) -> None:
         """Waits for all ranks."""
@@ -159,17 +210,24 @@ def join_group() -> tuple[int, int, torch.device]:
         (rank, world size, this rank's device).
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = torch.device("cpu")
-    if 0 < torch.cuda.device_count() < int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
-        # NCCL wants a device for each rank: fewer devices than ranks are no use.
-        if rank == 0:
-            print(f"note: {torch.cuda.device_count()} GPUs for more ranks: running on the CPU", file=sys.stderr)
-    elif torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    device = choose_device(int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if device.type == "cuda":
         torch.cuda.set_device(device)
+    elif torch.cuda.is_available() and rank == MAIN_RANK:
+        print(f"note: {torch.cuda.device_count()} GPUs for more ranks: running on the CPU", file=sys.stderr)
     if world_size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
     return rank, world_size, device
+
+
+def choose_device(local_rank: int, num_local: int) -> torch.device:
+    """The device of one of `num_local` ranks of this machine: a GPU of its own, else the CPU for all of them.
+
+    NCCL wants a device for each rank: fewer devices than ranks are no use.
+    """
+    if torch.cuda.is_available() and num_local <= torch.cuda.device_count():
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")
 
 
 def leave_group() -> None:
@@ -178,6 +236,16 @@ def leave_group() -> None:
         dist.destroy_process_group()
 
 
-def _exchange(ops: list[Any]) -> None:
-    for work in dist.batch_isend_irecv(ops) if ops else ():
-        work.wait()
+def _sum(tensors: Iterable[Tensor], ranks: Sequence[int], group: Any) -> None:
+    if len(ranks) == 1:
+        return
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    for alike in by_dtype.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        dist.all_reduce(flat, group=group)
+        start = 0
+        for tensor in alike:
+            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+            start += tensor.numel()

@@ -80,34 +80,76 @@ class Encoder:
     """Tile to feature vector."""
 
     name: str = "resnet18"
-    """Any timm model."""
-    weights: Path | None = None
-    """A .safetensors or .pth file to start from; random weights if not given."""
-    batchnorm: Literal["running", "virtual", "frozen", "calibrated"] = "running"
+    """Any timm model; or a foundation model, as hf-hub:OWNER/MODEL or by its short name (uni, virchow2, ...)."""
+    weights: str | None = None
+    """What to start from: a .safetensors or .pth file, a downloaded model's folder, or "pretrained": the model's own,
+    from this machine's cache of downloads. Random weights if not given."""
+    pooling: Literal["auto", "token", "mean", "token+mean"] = "auto"
+    """Of a vision transformer's tokens: the class token, the mean of the patches' tokens, or both beside each other;
+    auto is the model's own way."""
+    batchnorm: Literal["running", "virtual", "frozen", "calibrated", "sync"] = "running"
     """running: trained by the statistics of each virtual rank, scored by running ones; virtual: each virtual rank's own
     in scoring too; frozen: running statistics, never changed; calibrated: measured on training slides before the first
-    step, then frozen, so that a tile's features never depend on the tiles beside it."""
+    step, then frozen, so that a tile's features never depend on the tiles beside it; sync: trained by the statistics of
+    the whole slide, on GPUs, one for each virtual rank."""
     drop_path: float = 0.0
     """Stochastic depth rate, [0, 1)."""
+    freeze: Literal["none", "all"] | int = "none"
+    """all: the encoder is not trained; a number: neither are its stem and its first so many blocks. What is frozen
+    runs as in scoring, without dropout, BatchNorm by its running statistics."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from one block to the block below it, (0, 1]; 1 is the same rate everywhere."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.drop_path < 1, "encoder.drop_path", self.drop_path, "[0, 1)")
+        _check(0 < self.layer_decay <= 1, "encoder.layer_decay", self.layer_decay, "(0, 1]")
+        is_number = isinstance(self.freeze, int)
+        _check(not is_number or int(self.freeze) >= 1, "encoder.freeze", self.freeze, "none, all, or a number from 1")
+        if self.freeze == "all":
+            _check(self.drop_path == 0, "encoder.drop_path", self.drop_path, "0, as encoder.freeze is all")
+            _check(self.layer_decay == 1, "encoder.layer_decay", self.layer_decay, "1, as encoder.freeze is all")
+            in_vain = self.batchnorm in ("virtual", "sync")
+            _check(not in_vain, "encoder.batchnorm", self.batchnorm, "frozen or calibrated, as encoder.freeze is all")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregator:
-    """Feature vectors to the slide's logits."""
+    """Feature vectors to what is predicted of the slide."""
 
-    name: Literal["gma", "mean", "max"] = "gma"
-    """gma is gated-attention MIL."""
+    name: Literal["gma", "transmil", "mean", "max"] = "gma"
+    """gma is gated-attention MIL; transmil a transformer that knows where each tile lies."""
     hidden: int = 128
-    """Width of GMA's attention layer."""
+    """Width of GMA's attention layer, or of TransMIL's tokens (512 in its paper)."""
     dropout: float = 0.0
     """On the features, [0, 1)."""
 
     def __post_init__(self) -> None:
         _check(self.hidden >= 1, "aggregator.hidden", self.hidden, "at least 1")
         _check(0 <= self.dropout < 1, "aggregator.dropout", self.dropout, "[0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What is predicted of a slide."""
+
+    task: Literal["classes", "multilabel", "regression"] = "classes"
+    """classes: one of several; multilabel: yes or no for each column; regression: a number for each column."""
+    columns: tuple[str, ...] = ("label",)
+    """Columns of the labels file: one for classes; one or more of 0 and 1, or of numbers, where empty ones do not
+    count."""
+    class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
+    """How much a slide's loss counts: balanced, so that every class has the same weight among the training slides; or
+    a number for each class, in alphabetical (of numbers, numerical) order, or for a yes in each column."""
+
+    def __post_init__(self) -> None:
+        columns, weights = self.columns, self.class_weights
+        _check(len(columns) >= 1 and len(set(columns)) == len(columns), "head.columns", columns, "one or more, once")
+        is_one = len(columns) == 1
+        _check(self.task != "classes" or is_one, "head.columns", columns, "one column, as head.task is classes")
+        is_known = self.task != "regression" or weights == "none"
+        _check(is_known, "head.class_weights", weights, "none, as head.task is regression")
+        given = weights if isinstance(weights, tuple) else (1.0,)
+        _check(bool(given) and all(0 < w < math.inf for w in given), "head.class_weights", weights, "all above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +190,12 @@ class Machine:
 
     aggregator: Literal["auto", "dedicated", "shared"] = "auto"
     """dedicated: rank 0 only aggregates; shared: it encodes too; auto: shared if there is one process."""
-    keep: int | None = None
-    """Virtual ranks whose graph is kept for the backward pass; the others are encoded twice. All if not given."""
+    groups: int = 1
+    """Groups of ranks, each at a slide of its own: --nproc is groups x (encoder ranks + aggregator). At most
+    optim.slides_per_step."""
+    keep: Literal["auto", "all"] | int = "auto"
+    """Virtual ranks of a rank whose graph is kept for the backward pass; the others are encoded twice. auto: as many as
+    fit into memory, by a short probe at the start."""
     read_ahead_gb: float | None = None
     """Memory of each rank for tiles that are read ahead or used twice, GB; if not given a quarter of its share of the
     machine's, at most 8."""
@@ -163,7 +209,9 @@ class Machine:
     """Where the slides are mounted here, if not where they were when they were tiled."""
 
     def __post_init__(self) -> None:
-        _check(self.keep is None or self.keep >= 0, "machine.keep", self.keep, "at least 0")
+        is_number = isinstance(self.keep, int)
+        _check(not is_number or int(self.keep) >= 0, "machine.keep", self.keep, "auto, all, or a number from 0")
+        _check(self.groups >= 1, "machine.groups", self.groups, "at least 1")
         budget_gb = self.read_ahead_gb
         is_size = budget_gb is None or 0 < budget_gb < math.inf
         _check(is_size, "machine.read_ahead_gb", budget_gb, "above 0, and not without end")
@@ -189,6 +237,7 @@ class RunConfig:
     augment: Augment = field(default_factory=Augment)
     encoder: Encoder = field(default_factory=Encoder)
     aggregator: Aggregator = field(default_factory=Aggregator)
+    head: Head = field(default_factory=Head)
     optim: Optim = field(default_factory=Optim)
     machine: Machine = field(default_factory=Machine)
 
@@ -239,6 +288,8 @@ def _check(good: bool, name: str, value: object, expected: str) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -256,8 +307,10 @@ def _without_old_names(values: Any) -> Any:
     values = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
     if "augment" in values.get("tiles", ()) and "augment" not in values:
         values["augment"] = {"flips": values["tiles"].pop("augment")}
-    if "read_ahead" in values.get("machine", ()):
-        del values["machine"]["read_ahead"]
+    machine = values.get("machine", {})
+    machine.pop("read_ahead", None)
+    if "keep" in machine and machine["keep"] is None:
+        machine["keep"] = "all"
     return values
 
 
@@ -271,5 +324,7 @@ def _build(cls: Any, values: dict[str, Any], where: str) -> Any:
             value = _build(hints[name], value, f"{where}: {name}")
         elif "Path" in str(hints[name]) and value is not None:
             value = Path(value)
+        elif isinstance(value, list):
+            value = tuple(value)
         out[name] = value
     return cls(**out)

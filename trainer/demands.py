@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer.buffers import Buffer
 from trainer.sampler import ShardPlan, StepPlan
-from trainer.shards import Reads
+from trainer.shards import NO_CELLS, Reads
 
 _MOST_AHEAD = 64
 """Demands after which no further slide is planned: where shards are small, memory would hold hours of them."""
@@ -33,6 +33,8 @@ class Need:
     """Its memory, from the moment that reading begins until nobody needs it or another takes its place."""
     tiles_NHWC: Tensor | None = None
     """Its pixels in that memory, once read."""
+    cells_N2: Tensor = NO_CELLS
+    """Where its tiles lie, once read."""
 
     @property
     def is_missing(self) -> bool:

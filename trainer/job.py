@@ -64,9 +64,8 @@ class Job:
     def loader(self, comm: Comm) -> TileLoader:
         """A tile loader for one rank, with this rank's share of cores and memory unless the config says otherwise."""
         machine = self.config.machine
-        most = share_memory(_encoders_on_node(comm.topology))
-        budget = auto_budget(comm.topology) if machine.read_ahead_gb is None else round(machine.read_ahead_gb * 1e9)
-        if budget > most and comm.is_first_encoder:
+        most, budget = rank_memory(comm.topology), self.read_ahead_bytes(comm.topology)
+        if machine.read_ahead_gb is not None and budget > most and comm.is_first_encoder:
             print(
                 f"note: machine.read_ahead_gb is {machine.read_ahead_gb:g}, a rank's share of this machine's memory is "
                 f"{most / 1e9:.0f} GB: reading ahead stops there",
@@ -82,6 +81,16 @@ class Job:
             device=comm.device,
         )
 
+    def read_ahead_bytes(self, topology: Topology) -> int:
+        """Bytes for the tiles that an encoder rank holds in memory."""
+        given_gb = self.config.machine.read_ahead_gb
+        return auto_budget(topology) if given_gb is None else round(given_gb * 1e9)
+
+
+def rank_memory(topology: Topology) -> int:
+    """Bytes of this machine's memory that are one encoder rank's share."""
+    return share_memory(_encoders_on_node(topology))
+
 
 def cores_per_rank(topology: Topology) -> int:
     """Cores for one encoder rank."""
@@ -90,10 +99,10 @@ def cores_per_rank(topology: Topology) -> int:
 
 def auto_budget(topology: Topology) -> int:
     """Bytes for the tiles of one encoder rank: a quarter of its share of this node's memory, at most 8 GB."""
-    return min(share_memory(_encoders_on_node(topology)) // 4, _MOST_BYTES)
+    return min(rank_memory(topology) // 4, _MOST_BYTES)
 
 
 def _encoders_on_node(topology: Topology) -> int:
-    """As if all ranks of this node were encoders but the aggregator."""
+    """As if all ranks of this node were encoders, as far as there are so many."""
     on_node = int(os.environ.get("LOCAL_WORLD_SIZE", topology.world_size))
-    return max(1, min(on_node, topology.num_encoders))
+    return max(1, min(on_node, len(topology.encoder_ranks)))

@@ -6,6 +6,7 @@ another never makes; the aggregator alone writes the journal, the scores and the
 
 import itertools
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,14 +20,19 @@ from tiler.version import VERSION
 from trainer.checkpoint import chosen_checkpoint, list_checkpoints, load_half, read_state, save_checkpoint
 from trainer.comm import Comm
 from trainer.errors import TrainerError
-from trainer.job import Job, cores_per_rank
+from trainer.heads import Head
+from trainer.job import Job, cores_per_rank, rank_memory
 from trainer.journal import Journal
+from trainer.measures import MERITS, rank_of
+from trainer.memory import settle_keep
 from trainer.model import build_engine, halves_of, load_weights
+from trainer.optimizers import build_optimizer, set_rates
 from trainer.read_ahead import Reading
-from trainer.sampler import SlideSampler, StepPlan, shards_of
+from trainer.sampler import SlideSampler, StepPlan, count_rows, shards_of, steps_of
 from trainer.schedule import learning_rate
-from trainer.scoring import Score, Tick, score_split, split_auc
+from trainer.scoring import Score, Tick, score_split, split_merit
 from trainer.shards import Reads, SlideInput
+from trainer.step import Outcome
 
 _CALIBRATION_SLIDES = 32
 
@@ -45,7 +51,14 @@ class Loop:
         config = job.config
         if comm.device.type == "cpu":
             torch.set_num_threads(cores_per_rank(comm.topology))
-        self.engine = build_engine(config, comm, tile_px=job.tile_px, num_classes=len(job.cohort.classes))
+        whole = list_checkpoints(job.run)
+        name = comm.from_main(whole[-1].name if whole else None)
+        self.newest = job.run / "checkpoints" / name if name else None
+        """The checkpoint to go on from."""
+        head = Head.for_cohort(config.head, job.cohort)
+        self.engine = build_engine(config, comm, tile_px=job.tile_px, head=head, initial=name is None)
+        if config.machine.keep == "auto":
+            self._settle_keep()
         self.loader = job.loader(comm)
         self.sampler = SlideSampler(
             job.cohort.num_tiles("train"),
@@ -55,14 +68,10 @@ class Loop:
             fraction=config.cohort.fraction_per_epoch,
             tiles=config.tiles,
         )
-        self.peak = {"encoder": config.optim.lr, "aggregator": config.optim.aggregator_lr or config.optim.lr}
-        self.optimizers = {
-            name: torch.optim.AdamW(half.parameters(), lr=self.peak[name], weight_decay=config.optim.weight_decay)
-            for name, half in halves_of(self.engine).items()
-        }
+        self.optimizers = {half: build_optimizer(m, config, half) for half, m in halves_of(self.engine).items()}
         self.slides_per_epoch = len(self.sampler.steps())
-        self.best: tuple[float, float] | None = None
-        """(validation AUC, minus validation loss) of the best epoch."""
+        self.best: tuple[float | None, float | None] | None = None
+        """(merit on the validation slides, minus their loss) of the best epoch; None where it is not defined."""
         self.best_epoch: int | None = None
         self.skipped: dict[str, str] = {}
         """slide_id to why it was skipped, the last time."""
@@ -71,7 +80,7 @@ class Loop:
         """Trains to the end, from the newest checkpoint if there is one."""
         self._begin()
         with ExitStack() as stack:
-            journal = stack.enter_context(Journal(self.job.run)) if self.comm.is_aggregator else None
+            journal = stack.enter_context(Journal(self.job.run)) if self.comm.is_main else None
             started = time.perf_counter()
             if journal:
                 journal.write("run", **self._describe())
@@ -82,34 +91,33 @@ class Loop:
 
     def score_best(self, split: str) -> tuple[list[Score], list[tuple[str, str]]]:
         """Scores a split with the checkpoint chosen on validation."""
-        load_weights(self.engine, self.job.run / "checkpoints" / self.comm.from_aggregator(self._chosen_name()))
+        load_weights(self.engine, self.job.run / "checkpoints" / self.comm.from_main(self._chosen_name()))
         return score_split(self.engine, self.job, split, self.tick, self.loader)
 
     def _chosen_name(self) -> str | None:
-        return chosen_checkpoint(self.job.run).name if self.comm.is_aggregator else None
+        return chosen_checkpoint(self.job.run).name if self.comm.is_main else None
 
     def _epoch(self, epoch: int, journal: Journal | None) -> None:
         started = time.perf_counter()
         self.sampler.set_epoch(epoch)
         steps = self.sampler.steps()
         self.engine.set_training(True)
-        with self.loader.read(self.sampler, keep=self.engine.keep) as reading:
+        with self.loader.read(self.sampler, keep=self.engine.side.keep) as reading:
             losses, num_tiles = self._train(epoch, steps, reading, journal)
         if not losses:
             raise TrainerError(
                 f"epoch {epoch}: none of {len(steps)} slides could be read; first: {next(iter(self.skipped.values()))}"
             )
         train_s = time.perf_counter() - started
-        val_auc, val_loss = self._validate(epoch, journal)
-        self._finish_epoch(epoch, val_auc, val_loss)
+        validated = self._validate(epoch, journal)
+        self._finish_epoch(epoch, validated)
         if journal:
             journal.write(
                 "epoch",
                 at=epoch,
                 epoch=epoch,
                 train_loss=float(np.mean(losses)),
-                val_loss=val_loss,
-                val_auc=val_auc,
+                **validated,
                 seconds=time.perf_counter() - started,
                 tiles_per_s=num_tiles / train_s,
             )
@@ -120,19 +128,22 @@ class Loop:
         """The epoch's steps; returns the losses of the slides that were not skipped, and how many tiles they had."""
         losses: list[float] = []
         num_tiles, optim = 0, self.job.config.optim
-        slides = self._inputs(steps, reading)
+        slides = self._inputs(self._mine(steps), reading)
+        optimizers = [optimizer for optimizer in self.optimizers.values() if optimizer is not None]
         for first in range(0, len(steps), optim.slides_per_step):
             step_started = time.perf_counter()
             plans = steps[first : first + optim.slides_per_step]
-            rate = self._set_rates(epoch, first // optim.slides_per_step)
-            for optimizer in self.optimizers.values():
+            factor = self._rate_factor(epoch, first // optim.slides_per_step)
+            for optimizer in optimizers:
+                set_rates(optimizer, factor)
                 optimizer.zero_grad(set_to_none=True)
-            outcomes = self.engine.step(itertools.islice(slides, len(plans)))
+            outcomes = self._step(itertools.islice(slides, len(self._mine(plans))))
             if not all(outcome.error for outcome in outcomes):
-                for optimizer in self.optimizers.values():  # 6. update
+                for optimizer in optimizers:  # 6. update
                     optimizer.step()
             slide_s = (time.perf_counter() - step_started) / len(plans)
-            for plan, outcome in zip(plans, outcomes, strict=True):
+            for outcome in outcomes:
+                plan = outcome.plan
                 self.sampler.advance()
                 about = f"loss {np.mean(losses[-50:]):.3f}" if losses else ""
                 note = f"skipped: {outcome.error}" if outcome.error else ""
@@ -151,38 +162,61 @@ class Loop:
                         epoch=epoch,
                         slide_id=plan.slide_id,
                         loss=outcome.loss,
-                        lr=rate,
+                        lr=optim.lr * factor,
                         num_tiles=plan.num_rows,
                         step_s=slide_s,
-                        data_wait_s=outcome.wait_s,
+                        data_wait_s=outcome.wait_s / self.comm.topology.num_groups,  # Groups wait side by side.
                         **_describe_reads(outcome.reads, plan.num_rows),
                     )
         return losses, num_tiles
+
+    def _step(self, slides: Iterator[SlideInput]) -> list[Outcome]:
+        try:
+            return self.engine.step(slides)
+        except torch.OutOfMemoryError as error:
+            raise TrainerError(
+                f"the GPU's memory is full in the middle of a step ({str(error).splitlines()[0]}); give --resume with a "
+                "smaller --machine.keep, or another --out with more --virtual-ranks"
+            ) from None
+
+    def _mine(self, steps: list[StepPlan]) -> list[StepPlan]:
+        """The slides of this rank's group."""
+        return steps_of(steps, self.comm.topology, self.comm.rank)
 
     def _skip(self, slide_id: str, reason: str, epoch: int, journal: Journal | None) -> None:
         self.skipped[slide_id] = reason
         if journal:
             journal.write("skip", slide_id=slide_id, epoch=epoch, reason=reason)
 
-    def _validate(self, epoch: int, journal: Journal | None) -> tuple[float, float]:
-        """AUC and mean loss on the validation slides, whole; NaN without any."""
-        if not self.job.cohort.of("val"):
-            return math.nan, math.nan
-        scores, skipped = score_split(self.engine, self.job, "val", self.tick, self.loader)
+    def _validate(self, epoch: int, journal: Journal | None) -> dict[str, float]:
+        """`val_loss`, the mean loss on the validation slides, whole, `val_auc`, and the merit if it is another.
+
+        NaN where it is not defined, or without such slides.
+        """
+        scores: list[Score] = []
+        skipped: list[tuple[str, str]] = []
+        if self.job.cohort.of("val"):
+            scores, skipped = score_split(self.engine, self.job, "val", self.tick, self.loader)
         for slide_id, reason in skipped:
             self._skip(slide_id, reason, epoch, journal)
         loss = float(np.mean([score.loss for score in scores])) if scores else math.nan
-        found: tuple[float, float] = self.comm.from_aggregator((split_auc(scores, self.job.cohort), loss))
+        name, merit = split_merit(scores, self.job.cohort)
+        validated = {"val_loss": loss, "val_auc": math.nan, f"val_{name}": merit}
+        found: dict[str, float] = self.comm.from_main(validated)
         return found
 
-    def _finish_epoch(self, epoch: int, val_auc: float, val_loss: float) -> None:
-        """Saves a checkpoint; names it best if validation says so. AUC decides, the loss breaks ties."""
-        merit = (val_auc, -val_loss)
-        is_best = math.isfinite(val_auc) and (self.best is None or merit > self.best)
-        if is_best:
+    def _finish_epoch(self, epoch: int, validated: dict[str, float]) -> None:
+        """Saves a checkpoint; names it best if validation says so: by its merit, of equal ones by the loss.
+
+        Where the merit is not defined in any epoch, as that of slides of one class, the loss decides alone.
+        """
+        known = {name: value if math.isfinite(value) else None for name, value in validated.items()}
+        loss = known["val_loss"]
+        merit = (known[f"val_{MERITS[self.job.cohort.task]}"], None if loss is None else -loss)
+        if rank_of(merit) > rank_of(self.best or (None, None)):
             self.best, self.best_epoch = merit, epoch
-        halves = {
-            name: {"model": half.state_dict(), "optimizer": self.optimizers[name].state_dict()}
+        halves: dict[str, dict[str, Any]] = {
+            name: {"model": half.state_dict(), "optimizer": o.state_dict() if (o := self.optimizers[name]) else None}
             for name, half in halves_of(self.engine).items()
         }
         self.sampler.set_epoch(epoch + 1)
@@ -192,56 +226,62 @@ class Loop:
             "best": self.best,
             "best_epoch": self.best_epoch,
             "skipped": self.skipped,
-            "val_auc": val_auc if math.isfinite(val_auc) else None,
+            **known,
         }
         save_checkpoint(self.job.run, self.comm, halves, state)
 
     def _begin(self) -> None:
         """From the newest checkpoint, else from the start."""
-        whole = list_checkpoints(self.job.run)
-        name = self.comm.from_aggregator(whole[-1].name if whole else None)
-        if name is None:
+        if self.newest is None:
             if self.job.config.encoder.batchnorm == "calibrated":
                 self._calibrate()
             return
-        newest = self.job.run / "checkpoints" / name
-        state = read_state(newest)
+        state = read_state(self.newest)
         self.sampler.load_state_dict(state["sampler"])
         self.best = tuple(state["best"]) if state["best"] else None
         self.best_epoch, self.skipped = state["best_epoch"], state["skipped"]
         for half_name, half in halves_of(self.engine).items():
-            saved = load_half(newest, half_name)
+            saved, optimizer = load_half(self.newest, half_name), self.optimizers[half_name]
             half.load_state_dict(saved["model"])
-            self.optimizers[half_name].load_state_dict(saved["optimizer"])
+            if optimizer is not None:
+                optimizer.load_state_dict(saved["optimizer"])
 
     def _calibrate(self) -> None:
         """Measures BatchNorm on the first slides of the first epoch, before the first step."""
-        steps = self.sampler.steps()[:_CALIBRATION_SLIDES]
+        steps = self._mine(self.sampler.steps()[:_CALIBRATION_SLIDES])
         shards = shards_of(steps, self.comm.topology, self.comm.rank, self.job.config.seed)
         with self.loader.read(shards) as reading:
             self.engine.calibrate(self._inputs(steps, reading))
 
     def _inputs(self, steps: list[StepPlan], reading: Reading) -> Iterator[SlideInput]:
         """The steps with this rank's shards, to be taken in order."""
-        labels = self.job.cohort.of("train")
+        cases = self.job.cohort.of("train")
         for plan in steps:
             tiles = reading.slide(plan)
-            yield SlideInput(plan, tiles.first(), labels[plan.slide_id].label, tiles)
+            yield SlideInput(plan, tiles.first(), cases[plan.slide_id].targets, tiles)
 
-    def _set_rates(self, epoch: int, step: int) -> float:
-        """Sets the learning rates for the epoch's optimiser step number `step`; returns the encoder's."""
+    def _rate_factor(self, epoch: int, step: int) -> float:
+        """The epoch's optimiser step number `step`: its learning rates as a share of their peaks."""
         optim = self.job.config.optim
         per_epoch = math.ceil(self.slides_per_epoch / optim.slides_per_step)
-        for name, optimizer in self.optimizers.items():
-            rate = learning_rate(
-                epoch * per_epoch + step,
-                peak=self.peak[name],
-                num_steps=optim.epochs * per_epoch,
-                num_warmup=round(optim.warmup_epochs * per_epoch),
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        return rate
+        return learning_rate(
+            epoch * per_epoch + step,
+            num_steps=optim.epochs * per_epoch,
+            num_warmup=round(optim.warmup_epochs * per_epoch),
+        )
+
+    def _settle_keep(self) -> None:
+        topology, config = self.comm.topology, self.job.config
+        self.engine.set_training(True)
+        most_rows = max(count_rows(n, config.tiles) for n in self.job.cohort.num_tiles("train").values())
+        note = settle_keep(
+            self.engine,
+            most_rows=most_rows,
+            tile_px=self.job.tile_px,
+            cpu_bytes=rank_memory(topology) - self.job.read_ahead_bytes(topology),
+        )
+        if note and self.comm.is_main:
+            print(f"note: {note}", file=sys.stderr)
 
     def _describe(self) -> dict[str, Any]:
         topology, config = self.comm.topology, self.job.config
@@ -251,7 +291,9 @@ class Loop:
             "torch": torch.__version__,
             "device": self.comm.device.type,
             "world_size": topology.world_size,
-            "num_encoder_ranks": topology.num_encoders,
+            "num_encoder_ranks": len(topology.encoder_ranks),
+            "num_groups": topology.num_groups,
+            "keep": "all" if self.engine.side.keep is None else self.engine.side.keep,
             "virtual_ranks": topology.num_virtual,
             "num_slides": {split: len(self.job.cohort.of(split)) for split in ("train", "val", "test")},
             "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,8 +1,10 @@
 """The two halves of a run's model on this rank, made from its config or from a checkpoint."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from trainer.aggregators import build_aggregator
@@ -10,13 +12,22 @@ from trainer.checkpoint import load_half
 from trainer.comm import Comm
 from trainer.config import RunConfig
 from trainer.encoders import build_encoder
+from trainer.heads import Head
 from trainer.step import Engine
 
+HalfName = Literal["encoder", "aggregator"]
 _DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
 
 
-def build_engine(config: RunConfig, comm: Comm, *, tile_px: int, num_classes: int) -> Engine:
-    """Both halves as this rank holds them; the weights follow from the config's seed, alike on all ranks.
+def build_engine(config: RunConfig, comm: Comm, *, tile_px: int, head: Head, initial: bool = True) -> Engine:
+    """Both halves as this rank holds them; random weights follow from the config's seed, alike on all ranks.
+
+    Args:
+        config: the run's.
+        comm: this rank's end of the run's processes.
+        tile_px: side of the tiles, px.
+        head: what is predicted.
+        initial: with the weights that a run starts from; False where a checkpoint's will take their place.
 
     Raises:
         TrainerError: unknown encoder, or weights that do not fit.
@@ -24,16 +35,23 @@ def build_engine(config: RunConfig, comm: Comm, *, tile_px: int, num_classes: in
     with torch.random.fork_rng(devices=[]):  # Built on the CPU.
         torch.manual_seed(config.seed)
         # A dedicated aggregator builds the encoder too, to know the features' width, and drops it.
-        encoder = build_encoder(config.encoder, tile_px)
-        aggregator = build_aggregator(config.aggregator, encoder.num_features, num_classes)
+        encoder = build_encoder(config.encoder, tile_px, initial=initial)
+        aggregator = build_aggregator(config.aggregator, encoder.num_features, head.num_outputs)
     dtype = _DTYPES[config.optim.precision]
+    is_frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
+    num_features, keep = encoder.num_features, config.machine.keep
+    if config.encoder.batchnorm == "sync" and comm.topology.num_encoders > 1:
+        # timm's: torch's own would drop the activation that timm's BatchNorm layers hold.
+        encoder = convert_sync_batchnorm(encoder, comm.encoder_group)
     engine = Engine(
         comm,
         encoder.to(comm.device, dtype) if comm.is_encoder else None,
         aggregator.to(comm.device, dtype) if comm.is_aggregator else None,
-        num_features=encoder.num_features,
+        num_features=num_features,
         seed=config.seed,
-        keep=config.machine.keep,
+        head=head,
+        keep=None if is_frozen or isinstance(keep, str) else keep,
+        is_frozen=is_frozen,
         augment=config.augment,
         batchnorm=config.encoder.batchnorm,
         autocast=torch.bfloat16 if config.optim.precision == "bf16" else None,
@@ -43,9 +61,9 @@ def build_engine(config: RunConfig, comm: Comm, *, tile_px: int, num_classes: in
     return engine
 
 
-def halves_of(engine: Engine) -> dict[str, nn.Module]:
+def halves_of(engine: Engine) -> dict[HalfName, nn.Module]:
     """The halves that this rank holds, by name."""
-    both = {"encoder": engine.encoder, "aggregator": engine.aggregator}
+    both: dict[HalfName, nn.Module | None] = {"encoder": engine.encoder, "aggregator": engine.aggregator}
     return {name: half for name, half in both.items() if half is not None}
 
 

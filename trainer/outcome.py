@@ -1,5 +1,6 @@
 """After the last epoch: the test slides scored, a heatmap, the result and the report."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,21 @@ from manifests.files import atomic_path, disk_name, mask_path
 from manifests.source import LocalManifests
 from tiler.masks import read_mask
 from trainer.checkpoint import chosen_checkpoint, read_best_state
-from trainer.cohort import Case
+from trainer.cohort import Case, Cohort
 from trainer.comm import Comm, join_group
 from trainer.errors import TrainerError
+from trainer.heads import Head
 from trainer.heatmap import render_heatmap
 from trainer.job import Job
 from trainer.loop import Loop
+from trainer.measures import MERITS, PREDICTED
 from trainer.model import build_engine, load_weights
 from trainer.plots import heatmap_card
 from trainer.prepare import open_run
 from trainer.report import write_report
 from trainer.sampler import draw_rows, plan_scoring
 from trainer.scoring import Score, Tick, score_split, write_result, write_scores
+from trainer.step import Engine
 from trainer.topology import Topology
 
 
@@ -34,7 +38,7 @@ def conclude(loop: Loop) -> dict[str, Any]:
     """
     job, comm = loop.job, loop.comm
     scores, skipped = loop.score_best("test")
-    if not comm.is_aggregator:
+    if not comm.is_main:
         return {}
     return _write_all(job, "test", scores, {**loop.skipped, **dict(skipped)})
 
@@ -62,47 +66,49 @@ def draw_one_heatmap(run: Path, slide_id: str, manifests: Path | None) -> dict[s
     case = next((case for case in job.cohort.cases if case.slide_id == slide_id), None)
     if case is None:
         raise TrainerError(f"slide {slide_id}: not in the cohort of {run}")
-    alone = Job(
-        run=run,
-        config=job.config,
-        cohort=job.cohort.only(case),
-        source=job.source,
-        paths=job.paths,
-        tile_px=job.tile_px,
-    )
-    scores, skipped = score_alone(alone, case.split, lambda **_: None)
+    engine = _load_alone(job)  # Of the whole cohort, whose training slides make the head.
+    alone = dataclasses.replace(job, cohort=job.cohort.only(case))
+    scores, skipped = score_split(engine, alone, case.split, lambda **_: None)
     if skipped:
         raise TrainerError(skipped[0][1])
     file = _draw_heatmap(job, case, scores[0])
-    return {"slide_id": slide_id, "probs": [round(float(p), 4) for p in scores[0].probs], "heatmap": str(file)}
+    predictions = [float(f"{p:.6g}") for p in scores[0].predictions]  # Numbers may be of any size.
+    return {"slide_id": slide_id, PREDICTED[job.cohort.task]: predictions, "heatmap": str(file)}
 
 
 def score_alone(job: Job, split: str, tick: Tick) -> tuple[list[Score], list[tuple[str, str]]]:
     """Scores a split in this process alone, with the run's chosen checkpoint; returns as `score_split`."""
+    return score_split(_load_alone(job), job, split, tick)
+
+
+def _load_alone(job: Job) -> Engine:
+    """Both halves of the run's chosen checkpoint, in this process."""
     checkpoint = chosen_checkpoint(job.run)
     _, _, device = join_group()
     assert job.config.virtual_ranks, "a saved config is resolved"
     comm = Comm(Topology.make(1, "auto", job.config.virtual_ranks), 0, device)
-    engine = build_engine(job.config, comm, tile_px=job.tile_px, num_classes=len(job.cohort.classes))
+    head = Head.for_cohort(job.config.head, job.cohort)
+    engine = build_engine(job.config, comm, tile_px=job.tile_px, head=head, initial=False)
     load_weights(engine, checkpoint)
-    return score_split(engine, job, split, tick)
+    return engine
 
 
 def _write_all(job: Job, split: str, scores: list[Score], skipped: dict[str, str]) -> dict[str, Any]:
     result = write_scores(job.run, split, scores, job.cohort)
-    best = read_best_state(job.run)
+    best, cohort = read_best_state(job.run), job.cohort
     result |= {
-        "val_auc": best.get("val_auc"),
+        "val_auc": None,
+        **{name: value for name, value in best.items() if name.startswith("val_")},
         "best_epoch": best.get("epoch"),
+        "chosen_by": _chosen_by(best, MERITS[cohort.task]),
         "num_skipped": len(skipped),
         "skipped": list(skipped.values()),
-        "classes": list(job.cohort.classes),
+        "task": cohort.task,
+        **({"classes": list(cohort.classes)} if cohort.task == "classes" else {"columns": list(cohort.columns)}),
         "run": str(job.run),
     }
-    cases = job.cohort.of(split)
-    positive = [score for score in scores if cases[score.slide_id].label == len(job.cohort.classes) - 1]
-    if positive:
-        clearest = max(positive, key=lambda score: score.probs[-1])
+    cases = cohort.of(split)
+    if (clearest := _clearest(scores, cases, cohort)) is not None:
         try:
             result["heatmap"] = str(_draw_heatmap(job, cases[clearest.slide_id], clearest))
         except SlidegradError as error:  # A lost thumbnail costs the picture, not the result.
@@ -113,6 +119,21 @@ def _write_all(job: Job, split: str, scores: list[Score], skipped: dict[str, str
         result["report"] = str(write_report(job.run))
         write_result(job.run, result)
     return result
+
+
+def _chosen_by(best: dict[str, Any], merit: str) -> str | None:
+    """What the checkpoint was chosen by: a measure, the loss, or None where it is the last one."""
+    if best.get("best_epoch") is None:
+        return None
+    return merit if best.get(f"val_{merit}") is not None else "loss"
+
+
+def _clearest(scores: list[Score], cases: dict[str, Case], cohort: Cohort) -> Score | None:
+    """The slide to look at: that with the highest score of the last class's own, or of all in the first column."""
+    if cohort.task != "classes":
+        return max(scores, key=lambda score: score.predictions[0], default=None)
+    positive = [score for score in scores if cases[score.slide_id].label == len(cohort.classes) - 1]
+    return max(positive, key=lambda score: score.predictions[-1], default=None)
 
 
 def _draw_heatmap(job: Job, case: Case, score: Score) -> Path:

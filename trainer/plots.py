@@ -5,9 +5,10 @@ with pyplot, so that nothing is kept open. One thing to know before changing it:
 it takes the page's font and its colours from CSS variables (`--series-1` …), so one picture suits light and dark.
 """
 
+import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -52,6 +53,7 @@ _ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols"
 _MAX_POINTS = 300
 """A curve of more steps is drawn as means over this many bins: 200,000 points would weigh 10 MB and look a smear."""
 _MAX_DOTS = 1000
+_MAX_NAME = 24
 _MAX_PICTURE_PX = 1800
 
 
@@ -68,17 +70,32 @@ def loss_curves(epochs: ArrayLike, train: ArrayLike, val: ArrayLike, *, best_epo
         return _svg(figure, "loss", "Training and validation loss by epoch")
 
 
-def auc_curve(epochs: ArrayLike, val_auc: ArrayLike, *, best_epoch: int | None = None) -> str:
-    """Validation AUC by epoch, (n,) each; NaN where there is none."""
+def merit_curve(
+    epochs: ArrayLike,
+    values: ArrayLike,
+    *,
+    measure: str = "AUC",
+    floor: tuple[float, str] = (0.5, "chance"),
+    best_epoch: int | None = None,
+) -> str:
+    """Validation AUC, or another measure of at most 1, by epoch, (n,) each; NaN where there is none.
+
+    Args:
+        epochs: from 0.
+        values: of each epoch.
+        measure: its name.
+        floor: what a model is worth that knows nothing, and what that is called.
+        best_epoch: the chosen one.
+    """
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure("epoch", "validation AUC")
-        axes.plot(epochs, val_auc, color=ORANGE, marker="s", label="validation AUC")
-        axes.axhline(0.5, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label="chance")
+        figure, axes = _figure("epoch", f"validation {measure}")
+        axes.plot(epochs, values, color=ORANGE, marker="s", label=f"validation {measure}")
+        axes.axhline(floor[0], color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label=floor[1])
         _mark_best(axes, best_epoch)
         axes.set_ylim(top=1.02)
         axes.legend(**_ABOVE)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return _svg(figure, "auc", "Validation AUC by epoch")
+        return _svg(figure, "merit", f"Validation {measure} by epoch")
 
 
 def learning_rate(steps: ArrayLike, lr: ArrayLike) -> str:
@@ -122,6 +139,38 @@ def roc(band: RocBand, auc: float, interval: Interval, *, confidence: float = 0.
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         axes.legend(loc="lower right", reverse=True)
         return _svg(figure, "roc", f"ROC curve, AUC {auc:.3f}")
+
+
+def rocs(curves: Mapping[str, tuple[RocBand, float]]) -> str:
+    """Several ROC curves without their bands: name to the curve and its AUC."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure("false-positive rate (1 − specificity)", "sensitivity", size=_SQUARE)
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+        for i, (name, (band, auc)) in enumerate(curves.items()):
+            style: dict[str, Any] = {"color": (BLUE, ORANGE, GREEN)[i % 3], "linestyle": ("-", "--", ":")[i // 3 % 3]}
+            short = name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
+            label = f"{auc:.3f} {short}"  # A legend leaves out what begins with an underscore.
+            axes.plot(np.append(0, band.fpr), np.append(0, band.tpr), linewidth=2, label=label, **style)
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        axes.legend(loc="lower right")
+        return _svg(figure, "rocs", f"ROC curves of {len(curves)}")
+
+
+def scatter(truth: ArrayLike, predicted: ArrayLike, *, name: str) -> str:
+    """Predicted against true numbers, (n,) both, in one unit, with the line where they are equal."""
+    truth_n, predicted_n = np.asarray(truth, float), np.asarray(predicted, float)
+    kept = np.random.default_rng(0).permutation(len(truth_n))[:_MAX_DOTS]
+    low, high = (float(bound([truth_n, predicted_n])) for bound in (np.min, np.max))
+    margin = 0.04 * (high - low) or 0.5
+    limits = (low - margin, high + margin)
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(f"true {name}", f"predicted {name}", size=_SQUARE)
+        axes.plot(limits, limits, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label="predicted = true")
+        axes.plot(truth_n[kept], predicted_n[kept], "o", color=BLUE, markersize=5, alpha=0.6, mew=0)
+        axes.set(xlim=limits, ylim=limits, aspect="equal")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.legend(loc="upper left")
+        return _svg(figure, f"scatter {name}", f"Predicted against true {name}")
 
 
 def score_distribution(labels: ArrayLike, scores: ArrayLike, *, names: Sequence[str] = ("negative", "positive")) -> str:
@@ -241,4 +290,4 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     svg = re.sub(r"(font(?:-family)?: [^;\"]*?)'?DejaVu Sans'?[^;\"]*", r"\1inherit", svg)
     for color, variable in _CSS.items():
         svg = svg.replace(color, f"var({variable}, {color})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)

@@ -9,10 +9,13 @@ import torch
 
 from manifests import open_manifests
 from manifests.files import write_text
+from trainer.batchnorm import BatchNorm
+from trainer.checkpoint import list_checkpoints
 from trainer.cohort import Cohort, load_cohort
-from trainer.comm import Comm
+from trainer.comm import Comm, choose_device
 from trainer.config import RunConfig
 from trainer.errors import TrainerError
+from trainer.heads import Head
 from trainer.job import Job
 from trainer.model import build_engine
 from trainer.topology import Topology
@@ -46,15 +49,14 @@ def prepare_run(
     if resume:
         if changed := config.differences(read_config(run)):
             raise TrainerError(f"--resume with other settings than the run's: {', '.join(changed)}")
-        cohort = Cohort.read(run / "cohort.csv")
+        cohort = Cohort.read(run / "cohort.csv", head=config.head)
     else:
-        cohort = load_cohort(labels, open_manifests(manifests), config.cohort, config.seed)
+        cohort = load_cohort(labels, open_manifests(manifests), config.cohort, config.seed, head=config.head)
     for note in cohort.notes:
         print(f"note: {note}", file=sys.stderr)
     job = Job.open(run, config, cohort)
-    # Refuses an unknown encoder, or weights that do not fit.
-    alone = Comm(Topology.make(1, "auto", 1), 0, torch.device("cpu"))
-    build_engine(config, alone, tile_px=job.tile_px, num_classes=len(cohort.classes))
+    _check_fit(config, topology)
+    _check_model(job, initial=not list_checkpoints(run))
     without_file = [case.slide_id for case in cohort.cases if case.slide_id not in job.paths]
     if without_file:
         raise TrainerError(
@@ -63,7 +65,7 @@ def prepare_run(
         )
     _check_archive(job)
     if topology.num_virtual < topology.num_encoders:
-        idle = topology.num_encoders - topology.num_virtual
+        idle = topology.num_groups * (topology.num_encoders - topology.num_virtual)
         print(
             f"note: {idle} encoder ranks have nothing to do with --virtual-ranks {topology.num_virtual}",
             file=sys.stderr,
@@ -73,6 +75,49 @@ def prepare_run(
         write_text(file, config.to_yaml())
     except OSError as error:
         raise TrainerError(f"--out {run}: cannot write there ({error.strerror})") from None
+
+
+def _check_fit(config: RunConfig, topology: Topology) -> None:
+    """Raises where settings, each good alone, do not go together."""
+    groups, num_slides = topology.num_groups, config.optim.slides_per_step
+    if groups > num_slides:
+        raise TrainerError(
+            f"machine.groups={groups} with optim.slides_per_step={num_slides}: each group works at a slide of the step; "
+            f"give --optim.slides-per-step {groups} (another result), or fewer --machine.groups"
+        )
+    if config.encoder.batchnorm != "sync":
+        return
+    why = {
+        f"--nproc {topology.world_size}: needs a GPU for each, there are {torch.cuda.device_count()} here": (
+            choose_device(0, int(os.environ.get("LOCAL_WORLD_SIZE", topology.world_size))).type != "cuda"
+        ),
+        f"virtual_ranks={topology.num_virtual}: expected {topology.num_encoders}, one for each encoder rank": (
+            topology.num_virtual != topology.num_encoders
+        ),
+        f"machine.groups={groups}: expected 1": groups > 1,
+        "machine.keep=0: expected auto, all, or a number from 1": config.machine.keep == 0,
+    }
+    for reason, holds in why.items():
+        if holds:
+            raise TrainerError(
+                f"encoder.batchnorm=sync with {reason}; or give --encoder.batchnorm running, by each virtual rank's tiles"
+            )
+
+
+def _check_model(job: Job, *, initial: bool) -> None:
+    """Builds it once: refuses an unknown encoder, weights that do not fit, targets without a head."""
+    encoder = job.config.encoder
+    if encoder.batchnorm == "sync":  # Its layers are the same but on GPUs.
+        encoder = dataclasses.replace(encoder, batchnorm="running")
+    alone = Comm(Topology.make(1, "auto", 1), 0, torch.device("cpu"))
+    config = dataclasses.replace(job.config, encoder=encoder)
+    head = Head.for_cohort(config.head, job.cohort)
+    engine = build_engine(config, alone, tile_px=job.tile_px, head=head, initial=initial)
+    assert engine.encoder is not None, "alone, a rank has both halves"
+    if encoder.batchnorm not in ("running", "sync") and not any(
+        isinstance(module, BatchNorm) for module in engine.encoder.modules()
+    ):
+        print(f"note: encoder.batchnorm={encoder.batchnorm} changes nothing: {encoder.name} has none", file=sys.stderr)
 
 
 def _check_archive(job: Job) -> None:
@@ -102,4 +147,4 @@ def open_run(run: Path, manifests: Path | None = None) -> Job:
     config = read_config(run)
     if manifests is not None:
         config = dataclasses.replace(config, machine=dataclasses.replace(config.machine, manifests=manifests))
-    return Job.open(run, config, Cohort.read(run / "cohort.csv"))
+    return Job.open(run, config, Cohort.read(run / "cohort.csv", head=config.head))

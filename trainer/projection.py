@@ -117,7 +117,7 @@ def shard_size(num_tiles: Sequence[int], config: RunConfig, num_virtual: int) ->
 
 
 def project(
-    tiles: EpochTiles, reading: ReadingRate | None, encoding: EncodingRate, topology: Topology, keep: int | None
+    tiles: EpochTiles, reading: ReadingRate | None, encoding: EncodingRate, topology: Topology, keep: str | int
 ) -> Projection:
     """One epoch's time; the formula is above.
 
@@ -126,11 +126,11 @@ def project(
         reading: how fast tiles are read here; None where it was not measured.
         encoding: how fast they are encoded on one device.
         topology: the processes.
-        keep: virtual ranks of each encoder rank whose graph is kept; None for all.
+        keep: virtual ranks of each encoder rank whose graph is kept; "auto" and "all" count as all.
     """
     busiest = max(len(topology.virtual_of(rank)) for rank in topology.encoder_ranks)
     share = busiest / topology.num_virtual if encoding.is_gpu else 1.0
-    twice = 0.0 if keep is None else max(0, busiest - keep) / busiest
+    twice = 0.0 if isinstance(keep, str) else max(0, busiest - keep) / busiest
     train_s = share * tiles.num_encoded * (encoding.both_s + twice * encoding.forward_s)
     score_s = share * tiles.num_scored * encoding.forward_s
     num_read, tile_s = tiles.num_read + tiles.num_scored, reading.tile_s if reading else 0.0
@@ -188,7 +188,7 @@ def measure_encoding(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            encoder = build_encoder(dataclasses.replace(config.encoder, weights=None), tile_px)
+            encoder = build_encoder(config.encoder, tile_px, initial=False)
             most = max(2, min(most_tiles, _MOST_TILES, _MOST_BYTES // (3 * tile_px**2)))
             noise_NHWC = torch.randint(0, 256, (most, tile_px, tile_px, 3), dtype=torch.uint8)
         precision = config.optim.precision

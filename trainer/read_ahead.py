@@ -22,7 +22,7 @@ from trainer.buffers import BufferPool, DeviceCopies
 from trainer.demands import Demands, Need, SlideNeeds, may_give_way
 from trainer.reading import ShardReader
 from trainer.sampler import ShardPlan, StepPlan
-from trainer.shards import Reads, Shard
+from trainer.shards import NO_CELLS, Reads, Shard
 
 _CLOSE_S = 10.0
 """Seconds in which a thread that is told to stop may end its read; then it is left alone."""
@@ -132,7 +132,7 @@ class Reading:
             need.was_used = True
             if slide.error or need.tiles_NHWC is None:
                 empty_NHWC = torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
-                return Shard(need.plan.virtual_rank, empty_NHWC, slide.error)
+                return Shard(need.plan.virtual_rank, empty_NHWC, NO_CELLS, slide.error)
             self._in_hand = need
             tiles_NHWC = need.tiles_NHWC
             if self._on_device is not None:
@@ -142,7 +142,7 @@ class Reading:
                 self._copies.join(tiles_NHWC, copied)
                 self._put_down()  # The caller has the copy.
                 self._copy_next()
-            return Shard(need.plan.virtual_rank, tiles_NHWC)
+            return Shard(need.plan.virtual_rank, tiles_NHWC, need.cells_N2)
 
     def _copy_next(self) -> None:
         """Begins the copy of the demand at hand to the GPU, if it is read."""
@@ -250,9 +250,9 @@ class Reading:
         assert need.buffer is not None, "given by _next"
         pixels = need.buffer.memory[: self._count_bytes(need.plan)]
         tiles_NHWC = pixels.view(len(need.plan.rows), self._tile_px, self._tile_px, 3)
-        reads, error = Reads(), ""
+        reads, cells_N2, error = Reads(), NO_CELLS, ""
         try:
-            reads = reader.read(need.plan, tiles_NHWC.numpy())
+            reads, cells_N2 = reader.read(need.plan, tiles_NHWC.numpy())
         except Exception as failure:  # noqa: BLE001 - the per-slide boundary: the group is told, and skips the slide
             error = reader.tell(need.plan.step.slide_id, failure)
         with self._changed:
@@ -263,7 +263,7 @@ class Reading:
             if error:
                 self._fail(need.slide, error)
                 return
-            need.tiles_NHWC = tiles_NHWC
+            need.tiles_NHWC, need.cells_N2 = tiles_NHWC, cells_N2
             need.slide.reads += dataclasses.replace(reads, num_reread=reads.num_tiles) if need.was_used else reads
             self._copy_next()
             self._changed.notify_all()

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from manifests import Manifest, ManifestSource, SlidegradError
 from tiler import DamageError, ReadError, Slide, TilerError, open_slide, plan_tiles, read_plan
@@ -44,11 +46,14 @@ class ShardReader:
         pause: Callable[[float], bool],
     ) -> None:
         self._source, self._paths, self._num_threads, self._pause = source, paths, num_threads, pause
-        self._open: OrderedDict[str, tuple[Slide, Manifest]] = OrderedDict()
+        self._open: OrderedDict[str, tuple[Slide, Manifest, NDArray[np.int32]]] = OrderedDict()
         self._was_open: set[str] = set()
 
-    def read(self, plan: ShardPlan, out: NDArray[np.uint8]) -> Reads:
-        """Reads a shard's tiles into `out`, uint8 (n, tile_px, tile_px, 3), and tells what it took.
+    def read(self, plan: ShardPlan, out: NDArray[np.uint8]) -> tuple[Reads, Tensor]:
+        """Reads a shard's tiles into `out`, uint8 (n, tile_px, tile_px, 3).
+
+        Returns:
+            What it took, and the tiles' cells in the slide's grid, int32 (n, 2).
 
         Raises:
             SlidegradError, OSError: they cannot be read, nor after some more attempts where that could have helped.
@@ -82,9 +87,9 @@ class ShardReader:
         text = without_paths(text)
         return text if text.startswith("slide ") else f"slide {slide_id}: {text}"
 
-    def _read_once(self, plan: ShardPlan, out: NDArray[np.uint8]) -> Reads:
+    def _read_once(self, plan: ShardPlan, out: NDArray[np.uint8]) -> tuple[Reads, Tensor]:
         started = time.perf_counter()
-        slide, manifest = self._get(plan.step.slide_id)
+        slide, manifest, cells = self._get(plan.step.slide_id)
         if len(manifest) != plan.step.num_tiles:
             raise TilerError(
                 f"slide {plan.step.slide_id}: {len(manifest)} tiles in the manifest, {plan.step.num_tiles} at the "
@@ -92,21 +97,22 @@ class ShardReader:
             )
         tiles = plan_tiles(slide, manifest, plan.rows)
         read_plan(slide, manifest, tiles, out, self._num_threads)
-        return Reads(
+        reads = Reads(
             num_tiles=len(plan.rows),
             num_decoded=tiles.num_decoded,
             num_bytes=tiles.num_file_bytes,
             seconds=time.perf_counter() - started,
         )
+        return reads, torch.from_numpy(cells[plan.rows])
 
-    def _get(self, slide_id: str) -> tuple[Slide, Manifest]:
+    def _get(self, slide_id: str) -> tuple[Slide, Manifest, NDArray[np.int32]]:
         if slide_id not in self._open:
             if slide_id not in self._paths:
                 raise TilerError(f"slide {slide_id}: its file is not in the path list of the manifests; tile it again")
             manifest = self._source[slide_id]
             _reach(self._paths[slide_id])
             slide = open_slide(self._paths[slide_id], manifest.slide.backend)  # type: ignore[arg-type]
-            self._open[slide_id] = (slide, manifest)
+            self._open[slide_id] = (slide, manifest, manifest.cells)
             self._was_open.add(slide_id)
             while len(self._open) > _OPEN_SLIDES:
                 self._open.popitem(last=False)

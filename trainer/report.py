@@ -1,8 +1,8 @@
 """`RUN/report.html`: what a run did and how good it is, as one file to open, print or send.
 
-Computes nothing but the ROC and what `result.json` would say, and names what is missing. Files are read by `runlog`,
-layout is in `report.html`, pictures are in `plots`. One thing to know before changing it: a report leaves the house.
-It loads nothing from elsewhere, and holds slide ids but never a path.
+Computes nothing but what `result.json` would say, and names what is missing. Files are read by `runlog`, what scores
+show is found by `findings`, layout is in `report.html`, pictures are in `plots`. One thing to know before changing it:
+a report leaves the house. It loads nothing from elsewhere, and holds slide ids but never a path.
 """
 
 import base64
@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from manifests.files import disk_name, write_text
 from trainer import plots
 from trainer.errors import TrainerError
+from trainer.findings import Findings, decimals, find_all, significant
+from trainer.measures import MERITS, measure_all, rank_of
 from trainer.runlog import SPLITS, RunLog, Scores, read_log, read_result, read_scores, read_settings
-from trainer.statistics import Interval, auc, bootstrap_auc, macro_auc, roc_band
+from trainer.statistics import Interval
+from trainer.targets import Task
 
-_FEW_SLIDES = 20
-"""Below this many slides of a class the report warns that the interval itself is uncertain."""
+_MEASURES = {"auc": "AUC", "r2": "R²", "loss": "loss"}
+_FLOORS = {"auc": (0.5, "chance"), "r2": (0.0, "the mean")}
 _MAX_PICTURE_PX = 1800
 
 
@@ -44,68 +47,87 @@ def write_report(run: Path) -> Path:
         raise TrainerError(f"{run}: no run here (no metrics.jsonl); give the folder of `slidegrad train --out`")
     log, result, settings = read_log(run), read_result(run), read_settings(run)
     scores = read_scores(run, result)
-    best = _best_epoch(log, result)
+    told = result.get("task") or settings.get("head.task")
+    task: Task = scores.task if scores else next((known for known in MERITS if known == told), "classes")
+    merit, findings = MERITS[task], find_all(scores, task)
+    best = _best_epoch(log, result, merit)
     context = {
         "run_id": run.resolve().name,
         "log": log,
         "settings": settings,
-        "headline": _headline(result, scores),
+        "merit": merit,
+        "merit_name": _MEASURES[merit],
+        "headline": _headline(result, scores, merit),
         "no_headline": _no_headline(log, scores),
         "val": best,
         "cost": _cost(log),
-        "charts": {name: Markup(svg) for name, svg in (_learning_charts(log, best["epoch"]) | _roc(scores)).items()},
+        "learning": _learning_charts(log, best["epoch"], merit),
         "scores": scores,
-        "classes": _class_table(scores),
-        "surprises": _surprises(scores),
+        "findings": findings,
         "heatmap": _heatmap(run / "heatmaps", scores),
         "skips": _skips(log, result),
-        "notes": _notes(log, scores),
+        "notes": _notes(log, scores, findings),
         "split_names": SPLITS,
     }
     layouts = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=layouts, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(duration=_duration, decimals=_decimals)
+    environment.filters.update(duration=_duration, decimals=decimals, svg=Markup)
     out = run / "report.html"
     write_text(out, environment.get_template("report.html").render(context))
     return out
 
 
-def _headline(result: Mapping[str, Any], scores: Scores | None) -> dict[str, Any] | None:
-    """The AUC that counts: from `result.json`, else from the scores; None if there is none."""
-    if _is_number(result.get("auc")):
-        value, split, interval = result["auc"], result["split"], result.get("auc_ci")
-    elif scores:
-        value, split = macro_auc(scores.labels, scores.probs), scores.split
-        interval = bootstrap_auc(scores.labels, scores.probs[:, 1]) if scores.is_binary else None
-    else:
+def _headline(result: Mapping[str, Any], scores: Scores | None, merit: str) -> dict[str, Any] | None:
+    """The measure that counts: from `result.json`, else from the scores; None if there is none."""
+    if not _is_number(result.get(merit)) and scores:
+        measured = measure_all(scores.task, tuple(scores.names), scores.targets, scores.predictions)
+        result = {"num_slides": len(scores.slide_ids), **result, **measured, "split": scores.split}
+    if not _is_number(result.get(merit)):
         return None
-    if not _is_number(value):
-        return None
+    interval = result.get(f"{merit}_ci")
     interval = Interval(*interval) if interval and all(map(_is_number, interval)) else None
-    axis_low = 0.5 if interval and interval.low >= 0.5 else 0.0
-    num_slides = result.get("num_slides", len(scores.labels) if scores else None)
-    return {"auc": value, "interval": interval, "axis_low": axis_low, "split": split, "num_slides": num_slides}
+    # The scale: from what a model that knows nothing is worth, or from lower down if the interval reaches there.
+    axis_low = _FLOORS[merit][0]
+    if interval is None or interval.low < axis_low:
+        axis_low = 0.0 if merit == "auc" else np.floor(interval.low) if interval else 0.0
+    return {
+        "value": result[merit],
+        "interval": interval,
+        "axis_low": axis_low,
+        "floor": f"{axis_low:g} {_FLOORS[merit][1]}" if axis_low == _FLOORS[merit][0] else f"{axis_low:g}",
+        "split": result["split"],
+        "num_slides": result.get("num_slides"),
+    }
 
 
 def _no_headline(log: RunLog, scores: Scores | None) -> str:
-    """Why there is no AUC."""
+    """Why there is no measure."""
     if scores:
-        return f"Not defined: the {len(scores.labels)} scored slides are of one class, or scores are not numbers."
+        lack = "have one value only" if scores.task == "regression" else "are of one class"
+        return f"Not defined: the {len(scores.slide_ids)} scored slides {lack}, or scores are not numbers."
     if log.run.get("num_slides", {}).get("test") == 0:
         return "This cohort has no test slides."
     return "Not scored yet; slidegrad evaluate does."
 
 
-def _best_epoch(log: RunLog, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Epoch and validation AUC of the chosen checkpoint; of the best epoch so far while the run goes on."""
-    lines = {line["epoch"]: line for line in log.epochs if _is_number(line["val_auc"])}
+def _best_epoch(log: RunLog, result: Mapping[str, Any], merit: str) -> dict[str, Any]:
+    """The chosen checkpoint's epoch, of the best one so far while the run goes on, and what it was chosen by."""
+    lines = {
+        line["epoch"]: (line.get(f"val_{merit}"), None if line["val_loss"] is None else -line["val_loss"])
+        for line in log.epochs
+    }
     best = result.get("best_epoch")
-    if best is None and lines:  # As `Loop` chooses: AUC decides, the loss breaks ties.
-        best = max(lines, key=lambda epoch: (lines[epoch]["val_auc"], -(lines[epoch]["val_loss"] or 0)))
-    value = result.get("val_auc")
-    return {"epoch": best, "auc": value if _is_number(value) else lines.get(best, {}).get("val_auc")}
+    if best is None and lines:  # As `Loop` chooses.
+        best = max(lines, key=lambda epoch: rank_of(lines[epoch]))
+        best = best if lines[best] != (None, None) else None
+    value, minus_loss = lines.get(best, (None, None))
+    if _is_number(result.get(f"val_{merit}")):
+        value = result[f"val_{merit}"]
+    if value is None and minus_loss is not None:
+        return {"epoch": best, "measure": "loss", "value": -minus_loss}
+    return {"epoch": best, "measure": _MEASURES[merit], "value": value}
 
 
 def _cost(log: RunLog) -> dict[str, Any]:
@@ -121,13 +143,14 @@ def _cost(log: RunLog) -> dict[str, Any]:
     }
 
 
-def _learning_charts(log: RunLog, best_epoch: int | None) -> dict[str, str]:
-    charts = {}
+def _learning_charts(log: RunLog, best_epoch: int | None, merit: str) -> dict[str, str]:
+    charts = dict.fromkeys(("loss", "merit", "lr", "throughput"), "")
     if log.epochs:
-        epochs, train, val, val_auc = _columns(log.epochs, "epoch", "train_loss", "val_loss", "val_auc")
+        epochs, train, val, values = _columns(log.epochs, "epoch", "train_loss", "val_loss", f"val_{merit}")
         charts["loss"] = plots.loss_curves(epochs, train, val, best_epoch=best_epoch)
-        if np.isfinite(val_auc).any():
-            charts["auc"] = plots.auc_curve(epochs, val_auc, best_epoch=best_epoch)
+        if np.isfinite(values).any():
+            name, floor = _MEASURES[merit], _FLOORS[merit]
+            charts["merit"] = plots.merit_curve(epochs, values, measure=name, floor=floor, best_epoch=best_epoch)
     if log.steps:
         steps, lr, tiles, step_s, wait_s = _columns(log.steps, "step", "lr", "num_tiles", "step_s", "data_wait_s")
         step_s = np.maximum(step_s, 1e-9)
@@ -138,61 +161,41 @@ def _learning_charts(log: RunLog, best_epoch: int | None) -> dict[str, str]:
 
 def _columns(lines: list[dict[str, Any]], *names: str) -> list[NDArray[np.float64]]:
     """One array for each name; null is NaN."""
-    return [np.array([line[name] for line in lines], np.float64) for name in names]
-
-
-def _roc(scores: Scores | None) -> dict[str, str]:
-    if scores is None or not scores.is_binary or np.isnan(scores.probs).any():
-        return {}
-    case = scores.labels, scores.probs[:, 1]
-    charts = {"scores": plots.score_distribution(*case, names=scores.classes)}
-    if min(scores.counts):
-        charts["roc"] = plots.roc(roc_band(*case), auc(*case), bootstrap_auc(*case))
-    return charts
-
-
-def _class_table(scores: Scores | None) -> list[dict[str, Any]]:
-    """Each class against the rest, where there are more than two."""
-    if scores is None or scores.is_binary:
-        return []
-    cases = [(scores.labels == c, scores.probs[:, c]) for c in range(len(scores.classes))]
-    return [
-        {"name": name, "num": num, "auc": auc(*case), "interval": bootstrap_auc(*case)}
-        for name, num, case in zip(scores.classes, scores.counts, cases, strict=True)
-    ]
-
-
-def _surprises(scores: Scores | None, num: int = 5) -> dict[str, list[tuple[str, float]]]:
-    """The slides to look at: the positives with the lowest scores, the negatives with the highest."""
-    if scores is None or not scores.is_binary:
-        return {}
-    ranked = [(int(i), float(scores.probs[i, 1])) for i in np.argsort(scores.probs[:, 1], kind="stable")]
-    return {
-        title: [(scores.slide_ids[i], score) for i, score in order if scores.labels[i] == label][:num]
-        for title, label, order in (
-            (f"Lowest scores of {scores.classes[1]} slides", 1, ranked),
-            (f"Highest scores of {scores.classes[0]} slides", 0, ranked[::-1]),
-        )
-    }
+    return [np.array([line.get(name) for line in lines], np.float64) for name in names]
 
 
 def _heatmap(folder: Path, scores: Scores | None) -> dict[str, Any] | None:
-    """The heatmap of the slide of the last class with the highest score, else of any; None if there is none."""
+    """The heatmap of the slide with most of what is looked for, else of any; None if there is none.
+
+    That is the highest score of the last class, in slides of that class if there are; or in the first column.
+    """
     files = {file.stem: file for file in sorted(folder.glob("*.png"))}
     file, about = next(iter(files.values()), None), dict[str, Any]()
     if scores:
-        wanted = np.lexsort((-scores.probs[:, -1], scores.labels != len(scores.classes) - 1))
+        column = -1 if scores.task == "classes" else 0
+        is_other = scores.targets[:, 0] != len(scores.names) - 1 if scores.task == "classes" else 0
+        wanted = np.lexsort((-scores.predictions[:, column], np.broadcast_to(is_other, len(scores.slide_ids))))
         if (i := next((i for i in wanted if disk_name(scores.slide_ids[i]) in files), None)) is not None:
             file = files[disk_name(scores.slide_ids[i])]
-            about = {"slide_id": scores.slide_ids[i], "label": scores.classes[scores.labels[i]]}
-            about["score"] = float(scores.probs[i, -1])
+            about = {"slide_id": scores.slide_ids[i], "about": _describe(scores, i)}
     if file is None or (picture := cv2.imread(str(file))) is None:
         return None
     shrink = min(1.0, _MAX_PICTURE_PX / max(picture.shape[:2]))
     picture = cv2.resize(picture, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
     jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
     uri = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-    return {"uri": uri, "slide_id": file.stem, "label": None, "score": None} | about
+    return {"uri": uri, "slide_id": file.stem, "about": ""} | about
+
+
+def _describe(scores: Scores, i: int) -> str:
+    """What is true of slide number `i`, and what was predicted."""
+    target, name = scores.targets[i, 0], scores.names[0]
+    if scores.task == "classes":
+        return f"label {scores.names[round(target)]}, score {decimals(scores.predictions[i, -1])}"
+    true = "not known" if np.isnan(target) else significant(target)
+    is_number = scores.task == "regression"
+    found = significant(scores.predictions[i, 0]) if is_number else decimals(scores.predictions[i, 0])
+    return f"{name} {true}, {'predicted' if is_number else 'score'} {found}"
 
 
 def _skips(log: RunLog, result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -202,7 +205,7 @@ def _skips(log: RunLog, result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*log.skips, *({"slide_id": "", "num": 1, "reason": reason} for reason in scoring)]
 
 
-def _notes(log: RunLog, scores: Scores | None) -> list[str]:
+def _notes(log: RunLog, scores: Scores | None, findings: Findings) -> list[str]:
     """What a reader must know before trusting the headline."""
     notes = []
     if log.end is None:
@@ -216,27 +219,18 @@ def _notes(log: RunLog, scores: Scores | None) -> list[str]:
             f"These are not test results: they come from the {SPLITS.get(scores.split, scores.split)} slides, which "
             "also took part in making the model. Expect less on new slides."
         )
-    if np.isnan(scores.probs).any():
+    if np.isnan(scores.predictions).any():
         notes.append("Some scores are not numbers: the model diverged.")
-    if 0 < min(scores.counts) < _FEW_SLIDES:
-        fewest = min(scores.counts)
-        notes.append(f"The smallest class has {fewest} slides; with so few the interval itself is uncertain.")
-    if scores.num_patients < len(scores.labels):
+    if scores.num_patients < len(scores.slide_ids):
         notes.append(
-            f"{len(scores.labels)} slides come from {scores.num_patients} patients. The interval takes slides as "
+            f"{len(scores.slide_ids)} slides come from {scores.num_patients} patients. The interval takes slides as "
             "independent, so it may be too narrow."
         )
-    if scores.is_binary and auc(scores.labels, scores.probs[:, 1]) == 1:
-        notes.append("The scores separate the classes wholly: the interval is a point, on new slides it would not be.")
-    return notes
+    return notes + findings.notes
 
 
 def _is_number(value: float | None) -> bool:
     return value is not None and bool(np.isfinite(value))
-
-
-def _decimals(value: float | None, digits: int = 3) -> str:
-    return f"{value:,.{digits}f}" if value is not None and np.isfinite(value) else "–"
 
 
 def _duration(seconds: float) -> str:

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from trainer.errors import TrainerError
 from trainer.journal import read_events
+from trainer.measures import PREDICTED
+from trainer.targets import Task
 
 SPLITS = {"test": "test", "val": "validation", "train": "training"}
 """In the order in which results are looked for, and as they are called in a sentence."""
@@ -66,23 +68,18 @@ class RunLog:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The scores of one split: `labels` (n,), `probs` (n, num_classes), a name for each class."""
+    """The scores of one split."""
 
     split: str
     slide_ids: list[str]
     num_patients: int
-    labels: NDArray[np.int64]
-    probs: NDArray[np.float64]
-    classes: list[str]
-
-    @property
-    def is_binary(self) -> bool:
-        return len(self.classes) == 2
-
-    @property
-    def counts(self) -> list[int]:
-        """Slides of each class."""
-        return [int(n) for n in np.bincount(self.labels, minlength=len(self.classes))]
+    task: Task
+    names: list[str]
+    """Of the classes, or of the columns."""
+    targets: NDArray[np.float64]
+    """(n, 1) of classes, else (n, C) with NaN where they are not known."""
+    predictions: NDArray[np.float64]
+    """(n, C): probabilities, or numbers in the columns' units."""
 
 
 def read_log(run: Path) -> RunLog:
@@ -134,15 +131,19 @@ def read_scores(run: Path, result: Mapping[str, Any]) -> Scores | None:
         if split is None:
             return None
         rows = [row for row in rows if row["split"] == split]
-        probs = np.array([row["probs"] for row in rows], np.float64)
-        classes = [str(name) for name in result.get("classes", range(probs.shape[1]))]
+        # As `scoring.write_scores` has it.
+        task: Task = "classes" if "label" in rows[0] else "regression" if "values" in rows[0] else "multilabel"
+        predictions = np.array([row[PREDICTED[task]] for row in rows], np.float64)
+        listed = result.get("classes" if task == "classes" else "columns", range(predictions.shape[1]))
+        names = [str(name) for name in listed]
         return Scores(
             split=split,
             slide_ids=[row["slide_id"] for row in rows],
             num_patients=len({row["patient_id"] for row in rows}),
-            labels=np.array([row["label"] for row in rows], np.int64),
-            probs=probs,
-            classes=["negative", "positive"] if classes == ["0", "1"] else classes,
+            task=task,
+            names=["negative", "positive"] if task == "classes" and names == ["0", "1"] else names,
+            targets=np.array([[row["label"]] if task == "classes" else row["targets"] for row in rows], np.float64),
+            predictions=predictions,
         )
 
 
@@ -168,7 +169,7 @@ def _flat(prefix: str, node: object) -> Iterator[tuple[str, str]]:
             yield from _flat(f"{prefix}.{key}" if prefix else str(key), value)
     else:
         text = node if isinstance(node, str) else json.dumps(node, ensure_ascii=False, default=str)
-        yield prefix, "[path]" if prefix in _PATH_SETTINGS and node is not None else without_paths(text)
+        yield prefix, "[path]" if prefix in _PATH_SETTINGS and node not in (None, "pretrained") else without_paths(text)
 
 
 @contextlib.contextmanager

@@ -133,13 +133,20 @@ class SlideSampler(Sampler[ShardPlan]):
         return shards_of(self.steps(), self._topology, self._rank, self._seed)
 
     def __len__(self) -> int:
-        return len(self.steps()) * len(self._topology.virtual_of(self._rank))
+        mine = steps_of(self.steps(), self._topology, self._rank)
+        return len(mine) * len(self._topology.virtual_of(self._rank))
+
+
+def steps_of(steps: list[StepPlan], topology: Topology, rank: int) -> list[StepPlan]:
+    """Those of `steps` that the group of `rank` works at."""
+    group = topology.group_of(rank)
+    return [step for step in steps if topology.group_of_slide(step.index) == group]
 
 
 def shards_of(steps: list[StepPlan], topology: Topology, rank: int, seed: int) -> Iterator[ShardPlan]:
     """The shards of `steps` that `rank` encodes, in order."""
     mine = topology.virtual_of(rank)
-    for step in steps if mine else ():
+    for step in steps_of(steps, topology, rank) if mine else ():
         rows = draw_rows(step, seed)
         for part in mine:
             yield ShardPlan(step, part, shard(rows, part=part, num_parts=topology.num_virtual))

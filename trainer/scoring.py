@@ -1,6 +1,8 @@
 """Scores of whole slides: by all ranks together for validation and test, and what they add up to."""
 
+import itertools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +16,8 @@ from manifests.files import atomic_path, write_text
 from trainer.cohort import Cohort
 from trainer.job import Job
 from trainer.loader import TileLoader
-from trainer.sampler import plan_scoring, shards_of
-from trainer.statistics import auc, bootstrap_auc, macro_auc
+from trainer.measures import PREDICTED, find_merit, measure_all
+from trainer.sampler import plan_scoring, shards_of, steps_of
 from trainer.step import Engine, SlideInput
 
 
@@ -28,10 +30,11 @@ class Tick(Protocol):
 
 @dataclass(frozen=True)
 class Score:
-    """One slide's class probabilities (C,), loss, and attention per row of its manifest that was scored."""
+    """One slide's predictions (C,), loss, and attention per row of its manifest that was scored."""
 
     slide_id: str
-    probs: NDArray[np.float64]
+    predictions: NDArray[np.float64]
+    """As `heads.Head.predict` has them."""
     loss: float
     attention: NDArray[np.float64]
 
@@ -49,75 +52,71 @@ def score_split(
         loader: whose memory to use; one of its own by default.
 
     Returns:
-        Scores (on the aggregator rank, else empty), and (slide_id, reason) of slides that could not be read.
+        Scores, and (slide_id, reason) of slides that could not be read: of all groups on the main rank, of its own
+        group on other aggregators; without scores elsewhere.
     """
-    cases = job.cohort.of(split)
-    steps = plan_scoring(job.cohort.num_tiles(split), tiles=job.config.tiles)
-    comm = engine.comm
+    cases, comm = job.cohort.of(split), engine.comm
+    all_steps = plan_scoring(job.cohort.num_tiles(split), tiles=job.config.tiles)
+    steps = steps_of(all_steps, comm.topology, comm.rank)
     engine.set_training(False)
     loader = loader or job.loader(comm)
     scores, skipped = [], []
     with loader.read(shards_of(steps, comm.topology, comm.rank, job.config.seed)) as reading:
         for step in steps:
-            outcome = engine.score(SlideInput(step, reading.slide(step).first(), cases[step.slide_id].label))
+            outcome = engine.score(SlideInput(step, reading.slide(step).first(), cases[step.slide_id].targets))
             tick(doing=f"scoring {split}", total=len(steps))
             if outcome.error:
                 skipped.append((step.slide_id, outcome.error))
-            elif outcome.logits_C is not None and outcome.attention_K is not None:
-                probs = outcome.logits_C.double().softmax(0).cpu().numpy()
-                scores.append(Score(step.slide_id, probs, outcome.loss, outcome.attention_K.double().cpu().numpy()))
+            elif outcome.outputs_C is not None and outcome.attention_K is not None:
+                predictions, attention = engine.head.predict(outcome.outputs_C), outcome.attention_K.double()
+                scores.append(Score(step.slide_id, predictions.cpu().numpy(), outcome.loss, attention.cpu().numpy()))
+    if comm.topology.num_groups > 1:
+        by_group = comm.to_main((scores, skipped)) or [(scores, skipped)]
+        scores, skipped = (sorted(itertools.chain(*lists), key=_slide_id) for lists in zip(*by_group, strict=True))
     return scores, skipped
 
 
-def split_auc(scores: list[Score], cohort: Cohort) -> float:
-    """AUC of scored slides; one-vs-rest mean for more than two classes; NaN if only one class is there."""
-    if not scores:
-        return float("nan")
-    label = {case.slide_id: case.label for case in cohort.cases}
-    labels = np.array([label[score.slide_id] for score in scores])
-    probs = np.stack([score.probs for score in scores])
-    return auc(labels, probs[:, 1]) if probs.shape[1] == 2 else macro_auc(labels, probs)
+def _slide_id(found: Score | tuple[str, str]) -> str:
+    return found.slide_id if isinstance(found, Score) else found[0]
+
+
+def split_merit(scores: list[Score], cohort: Cohort) -> tuple[str, float]:
+    """How good the scored slides are: a measure's name and its value, as `measures.find_merit`."""
+    return find_merit(cohort.task, *_truth_and_found(scores, cohort))
 
 
 def write_scores(run: Path, split: str, scores: list[Score], cohort: Cohort) -> dict[str, Any]:
-    """Puts a split's scores into `scores.parquet`, and returns the result: AUC, its 95 % interval, counts."""
+    """Puts a split's scores into `scores.parquet`, and returns the result: measures, 95 % intervals, counts.
+
+    Columns: slide_id, patient_id, split; and by task
+        classes     label (the class's position), probs (of each class)
+        multilabel  targets (1, 0 or null for each column), probs (of a yes in each column)
+        regression  targets (a number or null for each column), values (predicted, in the columns' units)
+    """
     cases = {case.slide_id: case for case in cohort.cases}
-    rows = [
-        {
-            "slide_id": score.slide_id,
-            "patient_id": cases[score.slide_id].patient_id,
-            "split": split,
-            "label": cases[score.slide_id].label,
-            "probs": score.probs.tolist(),
-        }
-        for score in scores
-    ]
+    has_label, predicted = cohort.task == "classes", PREDICTED[cohort.task]
+    rows = []
+    for score in scores:
+        case = cases[score.slide_id]
+        known = [None if math.isnan(target) else target for target in case.targets]
+        truth = {"label": case.label} if has_label else {"targets": known}
+        row = {"slide_id": score.slide_id, "patient_id": case.patient_id, "split": split, **truth}
+        rows.append({**row, predicted: score.predictions.tolist()})
     schema = pa.schema(
         [
             ("slide_id", pa.string()),
             ("patient_id", pa.string()),
             ("split", pa.string()),
-            ("label", pa.int32()),
-            ("probs", pa.list_(pa.float32())),
+            ("label", pa.int32()) if has_label else ("targets", pa.list_(pa.float64())),
+            (predicted, pa.list_(pa.float32() if predicted == "probs" else pa.float64())),
         ]
     )
     file = run / "scores.parquet"
     others = [row for row in pq.read_table(file).to_pylist() if row["split"] != split] if file.exists() else []
     with atomic_path(file) as partial:
         pq.write_table(pa.Table.from_pylist([*others, *rows], schema=schema), partial)
-    labels = np.array([row["label"] for row in rows])
-    point = split_auc(scores, cohort)
-    interval = [float("nan")] * 2
-    if len(cohort.classes) == 2 and np.isfinite(point):
-        found = bootstrap_auc(labels, np.stack([score.probs for score in scores])[:, 1])
-        interval = [found.low, found.high]
-    return {
-        "auc": _rounded(point),
-        "auc_ci": [_rounded(v) for v in interval],
-        "num_slides": len(rows),
-        "num_per_class": [int((labels == c).sum()) for c in range(len(cohort.classes))],
-        "split": split,
-    }
+    measured = measure_all(cohort.task, cohort.outputs, *_truth_and_found(scores, cohort))
+    return {**measured, "num_slides": len(rows), "split": split}
 
 
 def write_result(run: Path, result: dict[str, Any]) -> None:
@@ -126,6 +125,10 @@ def write_result(run: Path, result: dict[str, Any]) -> None:
     write_text(run / name, json.dumps(result, indent=1))
 
 
-def _rounded(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return round(value, 4) if np.isfinite(value) else None
+def _truth_and_found(scores: list[Score], cohort: Cohort) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Targets and predictions of the scored slides, (n, num_targets) and (n, C)."""
+    targets = {case.slide_id: case.targets for case in cohort.cases}
+    num_targets = 1 if cohort.task == "classes" else len(cohort.columns)
+    truth = np.array([targets[score.slide_id] for score in scores], np.float64).reshape(-1, num_targets)
+    found = np.array([score.predictions for score in scores], np.float64).reshape(-1, len(cohort.outputs))
+    return truth, found

@@ -5,9 +5,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from trainer.sampler import StepPlan
+
+NO_CELLS = torch.zeros(0, 2, dtype=torch.int32)
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,8 @@ class Shard:
 
     virtual_rank: int
     tiles_NHWC: Tensor
+    cells_N2: Tensor
+    """(column, row) of each tile in the slide's tile grid, int32."""
     error: str = ""
 
 
@@ -50,12 +55,13 @@ class ShardSource(Protocol):
 
 
 class SlideInput(NamedTuple):
-    """One slide of a step: its plan and class, alike on every rank, and this rank's virtual ranks' tiles, in order.
+    """One slide of a step: its plan and targets, alike on every rank, and this rank's virtual ranks' tiles, in order.
 
     Without a source the shards are held until the second pass; with one, each is the step's until it takes the next.
     """
 
     plan: StepPlan
     shards: Iterable[Shard]
-    label: int
+    targets: tuple[float, ...]
+    """What is true of it, as `heads.Head` reads it."""
     source: ShardSource | None = None

@@ -5,14 +5,15 @@ of the AUC and the band of the ROC come from the same replicates (`_replicates`)
 disagree. Slides are the unit that is drawn: where patients have several slides, the interval is too narrow.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
 Floats = NDArray[np.float64]
+T = TypeVar("T")
 _COUNTS_PER_CHUNK = 4_000_000
 """Replicates are drawn in chunks of this many counts, 32 MB a table."""
 
@@ -155,6 +156,24 @@ def macro_auc(labels: ArrayLike, probs: ArrayLike) -> float:
         return auc(labels_n, probs_nc[:, 1])
     present = np.unique(labels_n)
     return float(np.mean([auc(labels_n == c, probs_nc[:, c]) for c in present])) if len(present) > 1 else float("nan")
+
+
+def by_column(measure: Callable[[Floats, Floats], T], truth: ArrayLike, found: ArrayLike) -> list[T]:
+    """A measure of each column over the slides whose truth is known.
+
+    Args:
+        measure: of (n,) and (n,).
+        truth: (n, num_columns), NaN where it is not known.
+        found: scores or predictions, (n, num_columns).
+    """
+    columns = zip(np.asarray(truth, np.float64).T, np.asarray(found, np.float64).T, strict=True)
+    return [measure(truth_n[~np.isnan(truth_n)], found_n[~np.isnan(truth_n)]) for truth_n, found_n in columns]
+
+
+def mean_known(values: ArrayLike) -> float:
+    """The mean of what is not NaN; NaN without any."""
+    values_n = np.asarray(values, np.float64)
+    return float(np.nanmean(values_n)) if not np.isnan(values_n).all() else float("nan")
 
 
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:

@@ -1,47 +1,44 @@
 """One training step: the paper's section 2, encoder side and aggregator side beside each other.
 
 1. encode      each encoder rank encodes its virtual ranks' tiles, one virtual rank after another
-2. gather      features travel to the aggregator, in slide order; a failed read is told, and all skip the slide
-3. aggregate   logits, loss, backward down to the features
+2. gather      features, and where on the slide they lie, travel to the aggregator, in slide order; a failed read is
+               told, and all skip the slide
+3. aggregate   outputs, loss, backward down to the features
 4. scatter     each encoder rank receives the gradient of its own features
 5. backward    through the encoder, virtual rank by virtual rank; after the step's last slide gradients are summed
                over encoder ranks
 6. update      each half takes its optimiser step
 
 The sum in phase 5 is explicit and exact for any split; the paper's factor N undoes DDP's averaging, a sum needs none.
-A virtual rank whose graph is not kept is encoded again in phase 5 with the same random state: the same dropout, the
-same augmentation, the same BatchNorm statistics, so the same features. Its tiles may have to be read again, and that
-may fail: where any rank reads again, a slide's gradients and statistics count only after a second agreement.
+Groups of ranks do phases 1 to 5 for a slide each, at the same time; the sum is over all of them. The tiles of a virtual
+rank whose graph is not kept may have to be read again, and that may fail: where any rank reads again, a slide's
+gradients and statistics count only after a second agreement.
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import time
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.augment import augment_tiles, draw_stain
-from trainer.batchnorm import RunningStats, own_layers, set_mode, virtual_rank_pass
+from trainer.batchnorm import RunningStats, own_layers, set_mode
 from trainer.comm import Comm
 from trainer.config import Augment
+from trainer.encode import EncoderSide, Pass, WaitClock, random_state
+from trainer.heads import Head
 from trainer.sampler import StepPlan
 from trainer.shards import Reads, Shard, ShardSource, SlideInput
 
 __all__ = ["Engine", "Outcome", "Reads", "Shard", "ShardSource", "SlideInput"]
 
-_SCORING_CHUNK = 256
-"""Tiles encoded at once where no gradient is needed."""
-
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a slide gave. `loss`, `logits_C`, `attention_K` are known to the aggregator alone, the rest to all ranks."""
+    """What a slide gave. `loss`, `outputs_C`, `attention_K` are known to its aggregator alone, the rest to all ranks."""
 
+    plan: StepPlan
     error: str = ""
     """Why all ranks skip the slide; empty if they do not."""
     wait_s: float = 0.0
@@ -49,7 +46,7 @@ class Outcome:
     reads: Reads = field(default_factory=Reads)
     """Of all ranks together; the seconds are those of the rank that read longest."""
     loss: float = float("nan")
-    logits_C: Tensor | None = None
+    outputs_C: Tensor | None = None
     attention_K: Tensor | None = None
 
 
@@ -57,12 +54,14 @@ class Engine:
     """Both halves of the model on this rank, and the step.
 
     Args:
-        comm: this rank's end of the group.
+        comm: this rank's end of the run's processes.
         encoder: on encoder ranks; None on a dedicated aggregator.
-        aggregator: on the aggregator rank; None elsewhere.
+        aggregator: on aggregators; None elsewhere.
         num_features: width D of the features.
         seed: the run's seed; dropout and augmentation follow from (seed, epoch, slide, virtual rank).
+        head: what the outputs mean, and the loss; two classes by default.
         keep: virtual ranks of this rank whose graph is kept; all if None.
+        is_frozen: the encoder is not trained; the same on all ranks.
         augment: what training does to tiles; nothing if None.
         autocast: dtype of the encoder's autocast, or None.
         batchnorm: see `batchnorm.set_mode`.
@@ -76,17 +75,28 @@ class Engine:
         *,
         num_features: int,
         seed: int,
+        head: Head | None = None,
         keep: int | None = None,
+        is_frozen: bool = False,
         augment: Augment | None = None,
         autocast: torch.dtype | None = None,
         batchnorm: str = "running",
     ) -> None:
         self.comm, self.encoder, self.aggregator = comm, encoder, aggregator
-        self.num_features, self.seed, self.keep = num_features, seed, keep
-        self.augment, self.autocast, self.batchnorm = augment, autocast, batchnorm
+        self.seed, self.batchnorm, self.head = seed, batchnorm, head or Head.of_classes(2)
         half = encoder if encoder is not None else aggregator
         assert half is not None, "a rank holds at least one half"
-        self.dtype = next(half.parameters()).dtype
+        self.side = EncoderSide(
+            encoder,
+            comm.device,
+            dtype=next(half.parameters()).dtype,
+            num_features=num_features,
+            seed=seed,
+            keep=keep,
+            is_frozen=is_frozen,
+            augment=augment,
+            autocast=autocast,
+        )
 
     def set_training(self, training: bool) -> None:
         """Both halves to training, or to scoring."""
@@ -96,18 +106,28 @@ class Engine:
             self.aggregator.train(training)
 
     def step(self, slides: Iterable[SlideInput]) -> list[Outcome]:
-        """Gradients of the mean loss of one or more slides, left in both halves' `.grad` (phases 1 to 5).
+        """Gradients of the mean loss of a step's slides, left in both halves' `.grad` (phases 1 to 5).
 
         The caller clears gradients before and updates after. Slides that are skipped do not count in the mean.
+
+        Args:
+            slides: those of this rank's group; none if the step has none for it.
+
+        Returns:
+            The outcomes of all groups' slides, in the order of the epoch.
         """
         stats = RunningStats(self.encoder) if self.encoder is not None else None
         outcomes = [self._slide(slide, stats) for slide in slides]
+        if self.comm.topology.num_groups > 1:
+            plain = [dataclasses.replace(o, outputs_C=None, attention_K=None) for o in outcomes]
+            outcomes = sorted(itertools.chain(*self.comm.from_groups(plain)), key=lambda o: o.plan.index)
 
-        # 5b. gradients, and BatchNorm's statistics, summed over encoder ranks
-        if self.encoder is not None and stats is not None:
-            gradients = [_gradient(parameter) for parameter in self.encoder.parameters() if parameter.requires_grad]
-            self.comm.sum_over_encoders([*gradients, *stats.sums, stats.num_tiles])
+        # 5b. gradients, and BatchNorm's statistics, summed over encoder ranks; over groups, the aggregator's too
+        if stats is not None and self.encoder is not None:
+            self.comm.sum_over_encoders([*_gradients(self.encoder), *stats.sums, stats.num_tiles])
             stats.commit()
+        if self.aggregator is not None and self.comm.topology.num_groups > 1:
+            self.comm.sum_over_aggregators(_gradients(self.aggregator))
         num_used = sum(not outcome.error for outcome in outcomes)
         for half in (self.encoder, self.aggregator) if num_used > 1 else ():
             for parameter in half.parameters() if half is not None else ():
@@ -132,93 +152,56 @@ class Engine:
         return outcome
 
     def _forward_backward(self, slide: SlideInput, stats: RunningStats | None) -> Outcome:
-        plan, comm, clock = slide.plan, self.comm, _WaitClock()
+        plan, comm, side, clock = slide.plan, self.comm, self.side, WaitClock()
 
         # 1. encode
-        passes, error = self._first_pass(slide, stats, clock)
-        features_ND = self._stack([p.features_ND.detach() for p in passes])
+        if self.batchnorm == "sync":  # Its statistics are a collective: nobody begins what another cannot join.
+            slide, error = _with_first_at_hand(slide, clock)
+            outcome, _ = self._agree(slide, error, clock)
+            if outcome.error:
+                return outcome
+        passes, error = side.first_pass(slide, len(comm.topology.virtual_of(comm.rank)), stats, clock)
 
         # 2. gather
-        outcome, is_reread = self._agree(error, clock, slide.source)
+        outcome, is_reread = self._agree(slide, error, clock)
         if outcome.error:
             return outcome
-        features_KD = comm.gather_rows(features_ND, plan.num_rows, self.num_features)
+        features_ND, cells_N2 = side.stack(passes)
+        features_KD = comm.gather_rows(features_ND, plan.num_rows)
+        cells_K2 = comm.gather_rows(cells_N2, plan.num_rows)
 
         # 3. aggregate, loss, backward to the features
-        loss = logits_C = attention_K = gradient_KD = None
+        loss = outputs_C = attention_K = gradient_KD = None
         if features_KD is not None and self.aggregator is not None:
-            features_KD.requires_grad_()
-            with self._random_state(plan, "aggregator"):
-                logits_C, attention_K = self.aggregator(features_KD)
-            loss = F.cross_entropy(logits_C[None], torch.tensor([slide.label], device=logits_C.device))
+            features_KD.requires_grad_(not side.is_frozen)
+            with random_state(comm.device, self.seed, plan, "aggregator"):
+                outputs_C, attention_K = self.aggregator(features_KD, cells_K2)
+            loss = self.head.loss(outputs_C, slide.targets)
             loss.backward()
             gradient_KD = features_KD.grad
 
-        # 4. scatter
-        gradient_ND = comm.scatter_rows(gradient_KD, features_ND)
+        if not side.is_frozen:
+            # 4. scatter
+            gradient_ND = comm.scatter_rows(gradient_KD, features_ND)
 
-        # 5. backward through the encoder
-        error = self._second_pass(slide, passes, gradient_ND, clock)
-        if is_reread:
-            outcome, _ = self._agree(error, clock, slide.source)
-        assert is_reread or not error, "what is in memory cannot fail"
-        if outcome.error or loss is None or logits_C is None or attention_K is None:
+            # 5. backward through the encoder
+            error = side.second_pass(slide, passes, gradient_ND, clock)
+            if is_reread:
+                outcome, _ = self._agree(slide, error, clock)
+            assert is_reread or not error, "what is in memory cannot fail"
+        if outcome.error or loss is None or outputs_C is None or attention_K is None:
             return outcome
         return dataclasses.replace(
-            outcome, loss=loss.item(), logits_C=logits_C.detach(), attention_K=attention_K.detach()
+            outcome, loss=loss.item(), outputs_C=outputs_C.detach(), attention_K=attention_K.detach()
         )
 
-    def _first_pass(
-        self, slide: SlideInput, stats: RunningStats | None, clock: "_WaitClock"
-    ) -> tuple[list["_Pass"], str]:
-        """Encodes this rank's virtual ranks: the last `keep` with a graph, those before them without.
+    def _agree(self, slide: SlideInput, error: str, clock: WaitClock) -> tuple[Outcome, bool]:
+        """What all ranks of the group make of a pass.
 
         Returns:
-            The passes, empty virtual ranks left out; and why tiles could not be read.
+            The outcome so far, and whether any rank has to read tiles again; the same on all ranks of the group.
         """
-        num_mine = len(self.comm.topology.virtual_of(self.comm.rank))
-        passes: list[_Pass] = []
-        error = ""
-        for position, shard in enumerate(clock.watch(slide.shards)):
-            error = error or shard.error
-            if error or not len(shard.tiles_NHWC):
-                continue
-            keep_graph = self.keep is None or position >= num_mine - self.keep
-            with torch.set_grad_enabled(keep_graph):
-                features_ND = self._encode(slide.plan, shard, moves_stats=True)
-            assert stats is not None, "shards come to encoder ranks only"
-            stats.collect(len(shard.tiles_NHWC))
-            passes.append(_Pass(features_ND, shard if slide.source is None and not keep_graph else None))
-            del shard  # On a GPU, another's place.
-        return passes, error
-
-    def _second_pass(self, slide: SlideInput, passes: list["_Pass"], gradient_ND: Tensor, clock: "_WaitClock") -> str:
-        """Sends the gradient back through the encoder; virtual ranks without a graph are encoded again.
-
-        Returns:
-            Why tiles could not be read again; then some of the gradient is missing.
-        """
-        again = clock.watch(slide.source.again() if slide.source is not None else ())
-        pieces = gradient_ND.split([len(p.features_ND) for p in passes]) if passes else ()
-        # Kept graphs (the last ones) first: their memory is free before others are encoded again.
-        for p, piece_ND in reversed(list(zip(passes, pieces, strict=True))):
-            if not p.features_ND.requires_grad:
-                shard = p.shard if p.shard is not None else next(again)
-                if shard.error:
-                    return shard.error
-                p.features_ND = self._encode(slide.plan, shard, moves_stats=False)
-                del shard
-            p.features_ND.backward(piece_ND)
-            p.features_ND = p.features_ND.detach()
-        next(again, None)  # There is none: the last one's memory goes back.
-        return ""
-
-    def _agree(self, error: str, clock: "_WaitClock", source: ShardSource | None) -> tuple[Outcome, bool]:
-        """What all ranks make of a pass.
-
-        Returns:
-            The outcome so far, and whether any rank has to read tiles again; the same on all ranks.
-        """
+        source = slide.source
         reads = source.reads if source is not None else Reads()
         will_reread = source is not None and not error and source.will_reread()
         error, by_rank = self.comm.agree(error, clock.wait_s, float(will_reread), *dataclasses.astuple(reads))
@@ -230,29 +213,32 @@ class Engine:
             num_bytes=round(sum(read_bytes)),
             seconds=max(seconds),
         )
-        return Outcome(error=error, wait_s=max(waits_s), reads=together), any(rereads)
+        return Outcome(slide.plan, error=error, wait_s=max(waits_s), reads=together), any(rereads)
 
     @torch.no_grad()
     def calibrate(self, slides: Iterable[SlideInput]) -> None:
         """Sets BatchNorm's running statistics to the mean over the slides' virtual ranks, weighted by tiles.
 
         Slides that cannot be read are passed over by all ranks; training will tell.
+
+        Args:
+            slides: those of this rank's group; the statistics are those of all groups.
         """
         if self.encoder is not None:
-            set_mode(self.encoder, training=False, batchnorm="virtual")
+            set_mode(self.encoder, training=False, batchnorm="measured")
         layers = own_layers(self.encoder) if self.encoder is not None else []
         stats = RunningStats(self.encoder) if self.encoder is not None else None
         momenta = [layer.momentum for layer in layers]
         for layer in layers:
             layer.momentum = 1.0  # The running statistics after a pass are those of the pass.
         for slide in slides:
-            error, clock = "", _WaitClock()
+            error, clock = "", WaitClock()
             for shard in clock.watch(slide.shards):
                 error = error or shard.error
                 if stats is not None and not error and len(shard.tiles_NHWC) > 1:
-                    self._encode(slide.plan, shard, moves_stats=True)
+                    self.side.encode(slide.plan, shard, moves_stats=True)
                     stats.collect(len(shard.tiles_NHWC))
-            outcome, _ = self._agree(error, clock, slide.source)
+            outcome, _ = self._agree(slide, error, clock)
             if stats is not None:
                 stats.settle(keep=not outcome.error)
         if stats is not None:
@@ -263,87 +249,33 @@ class Engine:
 
     @torch.no_grad()
     def score(self, slide: SlideInput) -> Outcome:
-        """Logits and loss of one slide, no gradient, after `set_training(False)`."""
-        chunks, error, clock = [], "", _WaitClock()
-        for shard in clock.watch(slide.shards):
-            error = error or shard.error
-            # Where BatchNorm looks at the tiles, a virtual rank must be encoded whole.
-            whole = self.encoder is not None and bool(own_layers(self.encoder))
-            size = max(1, len(shard.tiles_NHWC)) if whole else _SCORING_CHUNK
-            for tiles_NHWC in shard.tiles_NHWC.split(size) if len(shard.tiles_NHWC) and not error else ():
-                chunks.append(self._forward(tiles_NHWC.to(self.comm.device), moves_stats=False))
-        outcome, _ = self._agree(error, clock, slide.source)
+        """Outputs and loss of one slide of this rank's group, no gradient, after `set_training(False)`."""
+        clock = WaitClock()
+        passes, error = self.side.score_pass(slide, clock)
+        outcome, _ = self._agree(slide, error, clock)
         if outcome.error:
             return outcome
-        features_KD = self.comm.gather_rows(self._stack(chunks), slide.plan.num_rows, self.num_features)
+        features_ND, cells_N2 = self.side.stack(passes)
+        features_KD = self.comm.gather_rows(features_ND, slide.plan.num_rows)
+        cells_K2 = self.comm.gather_rows(cells_N2, slide.plan.num_rows)
         if features_KD is None or self.aggregator is None:
             return outcome
-        logits_C, attention_K = self.aggregator(features_KD)
-        loss = F.cross_entropy(logits_C[None], torch.tensor([slide.label], device=logits_C.device))
-        return dataclasses.replace(outcome, loss=loss.item(), logits_C=logits_C, attention_K=attention_K)
-
-    def _encode(self, plan: StepPlan, shard: Shard, *, moves_stats: bool) -> Tensor:
-        """One virtual rank's features, under its own random state."""
-        tiles_NHWC = shard.tiles_NHWC.to(self.comm.device, non_blocking=True)
-        with self._random_state(plan, "stain"):
-            stain_S2 = draw_stain(self.augment)
-        with self._random_state(plan, shard.virtual_rank):
-            return self._forward(augment_tiles(tiles_NHWC, self.augment, stain_S2), moves_stats=moves_stats)
-
-    def _forward(self, tiles_NHWC: Tensor, *, moves_stats: bool) -> Tensor:
-        assert self.encoder is not None, "only encoder ranks encode"
-        device = self.comm.device.type
-        autocast = torch.autocast(device, self.autocast) if self.autocast else contextlib.nullcontext()
-        layers = own_layers(self.encoder)
-        with autocast, virtual_rank_pass(layers, len(tiles_NHWC), moves_stats=moves_stats):
-            features_ND: Tensor = self.encoder(tiles_NHWC)
-        return features_ND.to(self.dtype)
-
-    def _stack(self, features: list[Tensor]) -> Tensor:
-        empty = torch.zeros(0, self.num_features, dtype=self.dtype, device=self.comm.device)
-        return torch.cat([empty, *features])
-
-    @contextlib.contextmanager
-    def _random_state(self, plan: StepPlan, who: int | str) -> Iterator[None]:
-        """torch's random state as a function of (seed, epoch, slide, virtual rank); the old one comes back after."""
-        text = f"slidegrad-state-1\x00{self.seed}\x00{plan.epoch}\x00{plan.slide_id}\x00{who}"
-        state = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-        devices = [self.comm.device] if self.comm.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(state)
-            yield
+        outputs_C, attention_K = self.aggregator(features_KD, cells_K2)
+        loss = self.head.loss(outputs_C, slide.targets)
+        return dataclasses.replace(outcome, loss=loss.item(), outputs_C=outputs_C, attention_K=attention_K)
 
 
-@dataclass
-class _Pass:
-    """A virtual rank's features between phases 1 and 5, and its tiles if they are held for a second encoding."""
-
-    features_ND: Tensor
-    shard: Shard | None
-
-
-class _WaitClock:
-    """Adds up the time that is spent waiting for shards."""
-
-    def __init__(self) -> None:
-        self.wait_s = 0.0
-
-    def watch(self, shards: Iterable[Shard]) -> Iterator[Shard]:
-        """Passes shards on, without holding any."""
-        iterator = iter(shards)
-
-        def take() -> Shard | None:
-            start = time.perf_counter()
-            try:
-                return next(iterator, None)
-            finally:
-                self.wait_s += time.perf_counter() - start
-
-        return iter(take, None)
+def _with_first_at_hand(slide: SlideInput, clock: WaitClock) -> tuple[SlideInput, str]:
+    """Waits for the first shard; returns the slide with it, and why it could not be read."""
+    shards = clock.watch(slide.shards)
+    first = list(itertools.islice(shards, 1))
+    return slide._replace(shards=itertools.chain(first, shards)), first[0].error if first else ""
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    """The parameter's gradient; zeros on a rank that had no tiles."""
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
+def _gradients(half: nn.Module) -> list[Tensor]:
+    """The gradients of what is trained; zeros where a rank had no tiles."""
+    trained = [parameter for parameter in half.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in trained if parameter.grad is not None]

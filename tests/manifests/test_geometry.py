@@ -1,14 +1,20 @@
-"""Pixel frames: coordinates come back as they went, the level is the right one, tiles lie inside, the curve is one."""
+"""Pixel frames: coordinates come back as they went, the level is the right one, tiles lie inside, the curve is one.
+
+And the way back from coordinates to cells: tiles of one grid keep their places in it, whatever the rounding.
+"""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from manifests import open_manifests
 from manifests.errors import ManifestError
 from manifests.geometry import choose_read, grid_starts, hilbert_order, l0_to_level, level_to_l0
+from manifests.schema import Manifest, SlideRecord
 
 MAX_L0 = 200_000
 whole = st.integers(1, 64).map(float)
@@ -126,3 +132,111 @@ def test_the_curve_goes_down_first() -> None:
     col, row = np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
     walked = [(int(col[i]), int(row[i])) for i in hilbert_order(col, row)]
     assert walked == [(0, 0), (0, 1), (1, 1), (1, 0)]
+
+
+def manifest_of(x_l0: object, y_l0: object, *, tile_px: int = 224, overlap: int = 0, mpp: float = 0.5) -> Manifest:
+    """Tiles at these corners, at 0.5 mpp."""
+    x, y = np.asarray(x_l0, np.int32), np.asarray(y_l0, np.int32)
+    record = SlideRecord(
+        slide_id="a",
+        status="ok",
+        num_tiles=len(x),
+        mpp_x=mpp,
+        mpp_y=mpp,
+        tile_px=tile_px,
+        tile_mpp=0.5,
+        overlap=overlap,
+    )
+    return Manifest(record, x, y, np.ones(len(x), np.float32))
+
+
+steps_between_levels = st.one_of(st.integers(1, 16).map(float), st.floats(1.2, 17))
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[Manifest, np.ndarray, np.ndarray]:
+    """Some tiles of a grid that is made as the tiler makes it, in any order; and their true columns and rows."""
+    mpp = draw(st.floats(0.1, 0.505))
+    downsamples = (1.0, draw(steps_between_levels))
+    tile_px = draw(st.integers(32, 512))
+    read = choose_read(downsamples, (mpp, mpp), tile_px, 0.5)
+    most = 1 - 8.01 / min(read.read_w, read.read_h)  # A stride of 8 px of the read level.
+    overlap = math.floor(tile_px * draw(st.floats(0, most)))
+    downsample = downsamples[read.level]
+    num_lines = draw(st.integers(1, 900))
+    corners = []
+    for side in (read.read_w, read.read_h):
+        stride = side * (1 - overlap / tile_px)
+        extent = round(side + stride * num_lines)
+        corners.append(level_to_l0(grid_starts(extent, side, stride, draw(st.floats(0, 1)) * side), downsample))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    num_tiles = draw(st.integers(1, 3_000))
+    # Tiles lie in a few heaps, so that there are neighbours, and gaps of any width.
+    centres = generator.integers(0, num_lines, (draw(st.integers(1, 5)), 2))
+    spread = draw(st.floats(0.5, 100))
+    places = np.round(
+        centres[generator.integers(0, len(centres), num_tiles)] + generator.normal(0, spread, (num_tiles, 2))
+    )
+    limits = np.array([len(axis) for axis in corners])
+    places = np.unique(places[((places >= 0) & (places < limits)).all(1)].astype(int), axis=0)
+    assume(len(places))
+    col, row = generator.permutation(places).T
+    return manifest_of(corners[0][col], corners[1][row], tile_px=tile_px, overlap=overlap, mpp=mpp), col, row
+
+
+@settings(max_examples=200)
+@given(grids())
+def test_tiles_of_a_grid_keep_their_places_in_it(grid: tuple[Manifest, np.ndarray, np.ndarray]) -> None:
+    manifest, *lines_of_axes = grid
+    cells = manifest.cells
+    assert cells.dtype == np.int32
+    assert cells.min(0).tolist() == [0, 0]
+    assert len(np.unique(cells, axis=0)) == len(cells)
+    for found, true in zip(cells.T, lines_of_axes, strict=True):
+        lines, first = np.unique(true, return_index=True)
+        assert np.array_equal(found[first][np.searchsorted(lines, true)], found), "one column has two numbers"
+        found_steps, true_steps = np.diff(found[first]), np.diff(lines)
+        near = true_steps <= 8
+        assert np.array_equal(found_steps[near], true_steps[near])
+        # Over wide gaps the scale of a level that is used as it is may be 1 % off.
+        assert (np.abs(found_steps - true_steps) <= 1 + 0.02 * true_steps).all()
+
+
+def test_cells_of_a_level_that_is_used_as_it_is_do_not_drift() -> None:
+    """0.4951 mpp is read without resampling for 0.5: 1 % off, two columns over 224."""
+    lines = np.arange(224)
+    manifest = manifest_of(lines * 224, lines * 0, mpp=0.4951)
+    assert np.array_equal(manifest.cells[:, 0], lines)
+
+
+@pytest.mark.parametrize("step", [240, 256, 320])
+def test_cells_of_a_grid_on_the_compressed_tiles_are_neighbours(step: int) -> None:
+    """224-px tiles, each at the corner of a compressed tile, in two pieces."""
+    lines = np.array([*range(30), *range(34, 60)])
+    col, row = (axis.ravel() for axis in np.meshgrid(lines, lines))
+    assert np.array_equal(manifest_of(col * step, row * step).cells, np.stack([col, row], 1))
+
+
+def test_coordinates_off_any_grid_fall_into_the_nearest_cell() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(0, 40_000, (2, 5_000))
+    cells = manifest_of(x, y).cells
+    assert np.abs(cells[:, 0] * 224 - (x - x.min())).max() <= 112
+    assert np.abs(cells[:, 1] * 224 - (y - y.min())).max() <= 112
+    assert len(np.unique(cells, axis=0)) < len(cells)
+
+
+@pytest.mark.parametrize("corners", [[], [0], [70_000]])
+def test_no_tile_and_a_single_one_have_cells(corners: list[int]) -> None:
+    assert manifest_of(corners, corners).cells.tolist() == [[0, 0]] * len(corners)
+
+
+def test_manifests_of_the_tiler_have_their_cells(small_manifests: Path) -> None:
+    source = open_manifests(small_manifests)
+    for slide_id in source.catalog().column("slide_id").to_pylist():
+        manifest = source[slide_id]
+        cells = manifest.cells
+        assert len(np.unique(cells, axis=0)) == len(manifest) > 1
+        corners = np.stack([manifest.x_l0, manifest.y_l0], 1)
+        off_px = (corners - corners.min(0)) - cells * np.array(manifest.footprint_l0)
+        assert np.abs(off_px).max() <= 0.02 * manifest.slide.width_l0

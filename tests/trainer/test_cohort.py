@@ -1,6 +1,8 @@
 """Labels joined with manifests, and splits that keep a patient on one side."""
 
 import dataclasses
+import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,11 @@ import pytest
 
 from manifests import LocalManifests, Manifest, SlideRecord, write_manifest
 from manifests.files import tiles_path
-from trainer.cohort import Cohort, load_cohort
+from trainer.cohort import Cohort, load_cohort, split_patients
 from trainer.config import Cohort as CohortConfig
+from trainer.config import Head as HeadConfig
 from trainer.errors import TrainerError
+from trainer.targets import strata_of
 
 CONFIG = CohortConfig(val_fraction=0.25, test_fraction=0.25)
 
@@ -145,3 +149,121 @@ def test_a_written_cohort_reads_back(tmp_path: Path, source: LocalManifests) -> 
     cohort = load_cohort(write_labels(tmp_path, labels_of(11)), source, CONFIG, 0)
     cohort.write(tmp_path / "cohort.csv")
     assert Cohort.read(tmp_path / "cohort.csv").cases == cohort.cases
+
+
+MANY = HeadConfig(task="multilabel", columns=("er", "pr"))
+NUMBERS = HeadConfig(task="regression", columns=("hrd",))
+
+
+def columns_of(rows: dict[int, str], header: str = "er,pr") -> str:
+    return f"slide_id,{header}\n" + "".join(f"s{i},{cells}\n" for i, cells in rows.items())
+
+
+def test_columns_of_yes_no_and_unknown(tmp_path: Path, source: LocalManifests) -> None:
+    rows = {i: f"{i % 2},{i // 2 % 2}" for i in range(2, 11)} | {2: "1.0,", 3: ",0"}
+    cohort = load_cohort(write_labels(tmp_path, columns_of(rows)), source, CONFIG, 0, head=MANY)
+    targets = {case.slide_id: case.targets for case in cohort.cases}
+    assert targets["s2"] == (1.0, math.nan)
+    assert targets["s3"] == (math.nan, 0.0)
+    assert targets["s4"] == (0.0, 0.0)
+    assert (cohort.task, cohort.columns, cohort.outputs, cohort.classes) == (
+        "multilabel",
+        MANY.columns,
+        MANY.columns,
+        (),
+    )
+
+
+def test_numbers_read_back_bit_for_bit_and_unknown_ones_stay_unknown(tmp_path: Path, source: LocalManifests) -> None:
+    head = HeadConfig(task="regression", columns=("hrd", "ki67"))
+    rows = {i: f"{i / 7!r},{1e-17 * i!r}" for i in range(2, 11)} | {3: ",0.1", 4: "-3,"}
+    cohort = load_cohort(write_labels(tmp_path, columns_of(rows, "hrd,ki67")), source, CONFIG, 0, head=head)
+    assert {case.slide_id: case.targets for case in cohort.cases}["s5"] == (5 / 7, 1e-17 * 5)
+    assert Counter(case.split for case in cohort.cases) == {"train": 5, "val": 2, "test": 2}, "a quarter of nine each"
+    cohort.write(tmp_path / "cohort.csv")
+    again = Cohort.read(tmp_path / "cohort.csv", head=head)
+    assert again == dataclasses.replace(cohort, notes=())
+    with pytest.raises(TrainerError, match=r"expected the run's head.columns \['er', 'pr'\]"):
+        Cohort.read(tmp_path / "cohort.csv", head=MANY)
+
+
+def test_a_class_may_be_in_any_column(tmp_path: Path, source: LocalManifests) -> None:
+    text = "slide_id,label,grade\n" + "".join(f"s{i},x,{10 * (i % 3)}\n" for i in range(2, 11))
+    head = HeadConfig(columns=("grade",))
+    cohort = load_cohort(write_labels(tmp_path, text), source, CONFIG, 0, head=head)
+    assert cohort.classes == cohort.outputs == ("0", "10", "20")
+    assert {case.slide_id: case.label for case in cohort.cases}["s5"] == 2
+    cohort.write(tmp_path / "cohort.csv")
+    assert Cohort.read(tmp_path / "cohort.csv", head=head).cases == cohort.cases
+
+
+def test_slides_of_which_nothing_is_known_are_left_out_and_told(tmp_path: Path, source: LocalManifests) -> None:
+    rows = {i: f"{i % 2},{i // 2 % 2}" for i in range(2, 11)} | {4: ","}
+    cohort = load_cohort(write_labels(tmp_path, columns_of(rows)), source, CONFIG, 0, head=MANY)
+    assert "s4" not in {case.slide_id for case in cohort.cases}
+    assert "1 slides have no er or pr and are left out: s4" in cohort.notes
+
+
+def test_a_class_that_no_training_slide_has_is_told(tmp_path: Path, source: LocalManifests) -> None:
+    text = "slide_id,label,split\ns2,a,train\ns3,b,train\ns4,c,test\ns5,a,test\n"
+    cohort = load_cohort(write_labels(tmp_path, text), source, CONFIG, 0)
+    assert "no training slide has the class c: it cannot be learned" in cohort.notes
+
+
+@pytest.mark.parametrize(
+    ("head", "text", "message"),
+    [
+        (MANY, "slide_id,er\ns2,1\n", r"expected the columns slide_id, er, pr and .*, got \['slide_id', 'er"),
+        (
+            MANY,
+            columns_of({2: "1,0", 3: "2,0", 4: "yes,1"}),
+            r"column er: expected 0, 1 or empty, 2 .*: s3 \('2'\), s4",
+        ),
+        (NUMBERS, columns_of({2: "1", 3: "inf", 4: "high"}, "hrd"), r"column hrd: expected a number .* s4 \('high'\)"),
+        (NUMBERS, columns_of({2: "", 3: ""}, "hrd"), "column hrd is empty for all 2 slides: s2, s3"),
+        (MANY, columns_of({2: "0,1", 3: "0,0", 4: "0,1"}), r"column er has only the value 0 among .* slides \(s"),
+        (NUMBERS, columns_of({2: "7", 3: "7"}, "hrd"), "column hrd has only the value 7 among the 2 training slides"),
+        (
+            MANY,
+            columns_of({2: "0,,train", 3: "1,,train", 4: "0,1,test"}, "er,pr,split"),
+            r"column pr has no value among the 2 training slides \(s2, s3\)",
+        ),
+        (HeadConfig(columns=("patient_id",)), labels_of(4), r"columns to predict, \['patient_id'\] say something else"),
+        (HeadConfig(columns=("grade",)), "slide_id,grade\ns2,1\ns3,\n", "1 slides have an empty grade: s3"),
+    ],
+)
+def test_bad_columns_are_refused_in_one_sentence(
+    tmp_path: Path, source: LocalManifests, head: HeadConfig, text: str, message: str
+) -> None:
+    with pytest.raises(TrainerError, match=message) as caught:
+        load_cohort(write_labels(tmp_path, text), source, CONFIG, 0, head=head)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_whose_slides_all_have_no_tiles_are_refused(tmp_path: Path, source: LocalManifests) -> None:
+    with pytest.raises(TrainerError, match="none of the slides has tiles: s11"):
+        load_cohort(write_labels(tmp_path, columns_of({11: "1"}, "hrd")), source, CONFIG, 0, head=NUMBERS)
+
+
+def test_rare_columns_and_all_sizes_of_numbers_reach_every_split() -> None:
+    """Eight slides of eighty are a yes in the rare column: split by chance alone, a side would often have none."""
+    many = {f"s{i}": (float(i % 2), float(i % 10 == 0)) for i in range(80)}
+    numbers = {f"s{i}": (i**2 * 1.0,) for i in range(80)}
+    one_each = {slide_id: slide_id for slide_id in many}
+    for seed in range(5):
+        strata = strata_of(many, "multilabel", ())
+        splits = split_patients(strata, one_each, CONFIG, seed, carries=True)
+        assert Counter(splits[s] for s, targets in many.items() if targets[1]) == {"train": 4, "val": 2, "test": 2}
+        splits = split_patients(strata_of(numbers, "regression", ()), one_each, CONFIG, seed, carries=True)
+        for side, size in (("train", 40), ("val", 20), ("test", 20)):
+            values = [numbers[s][0] for s in numbers if splits[s] == side]
+            assert len(values) == size
+            assert sum(value > 40**2 for value in values) == pytest.approx(size / 2, abs=1)
+
+
+def test_many_small_strata_get_their_shares_together() -> None:
+    strata = {f"s{i}": str(i) for i in range(20)}
+    splits = split_patients(strata, {s: s for s in strata}, CONFIG, 0, carries=True)
+    assert Counter(splits.values()) == {"train": 10, "val": 5, "test": 5}
+    alone = split_patients(strata, {s: s for s in strata}, CONFIG, 0)
+    assert Counter(alone.values()) == {"train": 20}, "a class with one patient trains"

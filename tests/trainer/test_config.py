@@ -2,12 +2,13 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from trainer.cli import Train
-from trainer.config import Augment, Encoder, Machine, Optim, RunConfig, Tiles
+from trainer.config import Augment, Encoder, Head, Machine, Optim, RunConfig, Tiles
 from trainer.errors import TrainerError
 from trainer.recipes import RECIPES, get_recipe
 
@@ -20,8 +21,25 @@ def test_recipes_survive_their_yaml(name: str) -> None:
 
 
 def test_paths_survive_yaml() -> None:
-    config = RunConfig(encoder=Encoder(weights=Path("w.pth")), machine=Machine(archive=Path("slides")))
+    config = RunConfig(encoder=Encoder(weights="w.pth"), machine=Machine(archive=Path("slides")))
     assert RunConfig.from_yaml(config.to_yaml(), "config.yaml") == config
+
+
+@pytest.mark.parametrize("weights", ["none", "balanced", (1.0, 3.0)])
+@pytest.mark.parametrize("freeze", ["none", "all", 2])
+def test_choices_words_and_numbers_survive_yaml(weights: Any, freeze: Any) -> None:
+    head = Head(task="multilabel", columns=("er", "pr"), class_weights=weights)
+    config = RunConfig(head=head, encoder=Encoder(freeze=freeze), machine=Machine(keep=3, groups=2))
+    assert RunConfig.from_yaml(config.to_yaml(), "config.yaml") == config
+    assert not config.differences(RunConfig.from_yaml(config.to_yaml(), "config.yaml"))
+
+
+def test_a_run_of_an_older_version_keeps_all_graphs() -> None:
+    old = yaml.safe_load(get_recipe("demo").to_yaml())
+    old["machine"]["keep"] = None
+    del old["head"], old["machine"]["groups"], old["encoder"]["freeze"]
+    found = RunConfig.from_yaml(yaml.safe_dump(old), "config.yaml")
+    assert found == dataclasses.replace(get_recipe("demo"), machine=Machine(keep="all"))
 
 
 def test_unknown_recipes_and_fields_are_named() -> None:
@@ -74,6 +92,17 @@ def test_k_per_rank_is_resolved_once() -> None:
         (lambda: Augment(stain=0.3), r"augment.stain is 0.3: expected \[0, 0.2\]"),
         (lambda: Augment(blur=-0.1), r"augment.blur is -0.1: expected \[0, 1\]"),
         (lambda: Machine(keep=-1), "machine.keep"),
+        (lambda: Machine(groups=0), "machine.groups is 0: expected at least 1"),
+        (lambda: Encoder(freeze=0), "encoder.freeze is 0: expected none, all, or a number from 1"),
+        (lambda: Encoder(layer_decay=0), r"encoder.layer_decay is 0: expected \(0, 1\]"),
+        (lambda: Encoder(freeze="all", layer_decay=0.9), "encoder.layer_decay is 0.9: expected 1"),
+        (lambda: Encoder(freeze="all", drop_path=0.1), "encoder.drop_path is 0.1: expected 0"),
+        (lambda: Encoder(freeze="all", batchnorm="virtual"), "expected frozen or calibrated, as encoder.freeze is all"),
+        (lambda: Head(columns=("a", "b")), "head.columns .* one column, as head.task is classes"),
+        (lambda: Head(columns=()), "head.columns"),
+        (lambda: Head(task="multilabel", columns=("a", "a")), "head.columns"),
+        (lambda: Head(task="regression", class_weights="balanced"), "none, as head.task is regression"),
+        (lambda: Head(class_weights=(1.0, 0.0)), "head.class_weights .* all above 0"),
     ],
 )
 def test_settings_without_sense_are_refused(make: object, message: str) -> None:
@@ -83,5 +112,5 @@ def test_settings_without_sense_are_refused(make: object, message: str) -> None:
 
 def test_only_what_changes_the_result_makes_another_run() -> None:
     config = get_recipe("demo")
-    assert config.differences(dataclasses.replace(config, machine=Machine(keep=1))) == []
+    assert config.differences(dataclasses.replace(config, machine=Machine(keep=1, groups=2))) == []
     assert config.differences(dataclasses.replace(config, seed=1)) == ["seed"]

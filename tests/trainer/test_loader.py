@@ -361,7 +361,7 @@ def test_a_slide_that_fails_while_a_shard_is_in_use_leaves_that_shard_alone_and_
     bad = cohort.steps[0]
     is_taken, true = threading.Event(), ShardReader.read
 
-    def read(reader: ShardReader, plan: ShardPlan, out: NDArray[np.uint8]) -> Reads:
+    def read(reader: ShardReader, plan: ShardPlan, out: NDArray[np.uint8]) -> tuple[Reads, Tensor]:
         if plan.step == bad and plan.virtual_rank == 1:
             is_taken.wait()
             raise DamageError(f"slide {bad.slide_id}: damaged")
@@ -631,7 +631,7 @@ def step_from_files(
     seen: set[tuple[str, int]] = set()
     true = ShardReader.read
 
-    def read(reader: ShardReader, plan: ShardPlan, out: NDArray[np.uint8]) -> Reads:
+    def read(reader: ShardReader, plan: ShardPlan, out: NDArray[np.uint8]) -> tuple[Reads, Tensor]:
         key = (plan.step.slide_id, plan.virtual_rank)
         if rank == 2 and key in seen and key[0] == fails_again:
             raise DamageError(f"slide {key[0]}: gone bad")
@@ -645,7 +645,7 @@ def step_from_files(
         def inputs() -> Iterator[SlideInput]:
             for i, step in zip(which, steps, strict=True):
                 tiles = reading.slide(step)
-                yield SlideInput(step, tiles.first(), i % 2, tiles)
+                yield SlideInput(step, tiles.first(), (i % 2,), tiles)
 
         outcomes = engine.step(inputs())
     patch.undo()

@@ -34,7 +34,7 @@ def on(num_processes: int, num_virtual: int | None = None) -> Topology:
 
 
 def test_on_a_gpu_reading_hides_behind_encoding_or_encoding_behind_reading() -> None:
-    quick = project(TILES, ReadingRate(decode=500, storage=500), GPU, on(1), None)  # 4 ms a tile.
+    quick = project(TILES, ReadingRate(decode=500, storage=500), GPU, on(1), "all")  # 4 ms a tile.
     assert quick == Projection(
         num_processes=1,
         num_encoders=1,
@@ -43,21 +43,21 @@ def test_on_a_gpu_reading_hides_behind_encoding_or_encoding_behind_reading() -> 
         epoch_s=pytest.approx(32.0),
         bottleneck="encoding",
     )
-    slow = project(TILES, ReadingRate(decode=100, storage=20), GPU, on(1), None)  # 60 ms a tile.
+    slow = project(TILES, ReadingRate(decode=100, storage=20), GPU, on(1), "all")  # 60 ms a tile.
     assert (slow.epoch_s, slow.bottleneck) == (pytest.approx(60.0), "storage")
     # Validation is bound by reading where training is not.
-    mixed = project(TILES, ReadingRate(decode=50), GPU, on(1), None)  # 20 ms a tile.
+    mixed = project(TILES, ReadingRate(decode=50), GPU, on(1), "all")  # 20 ms a tile.
     assert (mixed.epoch_s, mixed.bottleneck) == (pytest.approx(30.0 + 4.0), "encoding")
 
 
 def test_on_a_cpu_decoding_takes_its_time_from_encoding() -> None:
-    alone = project(TILES, ReadingRate(decode=100), CPU, on(1), None)
+    alone = project(TILES, ReadingRate(decode=100), CPU, on(1), "all")
     assert alone.epoch_s == pytest.approx(1_000 * 0.01 + 32.0)
-    assert project(TILES, ReadingRate(decode=100), CPU, on(4), None).epoch_s == alone.epoch_s
+    assert project(TILES, ReadingRate(decode=100), CPU, on(4), "all").epoch_s == alone.epoch_s
     # Storage is waited for meanwhile.
-    waits = project(TILES, ReadingRate(decode=100, storage=10), CPU, on(1), None)
+    waits = project(TILES, ReadingRate(decode=100, storage=10), CPU, on(1), "all")
     assert (waits.epoch_s, waits.bottleneck) == (pytest.approx(1_000 * 0.11), "storage")
-    assert project(TILES, ReadingRate(decode=10, storage=1_000), CPU, on(1), None).bottleneck == "decoding"
+    assert project(TILES, ReadingRate(decode=10, storage=1_000), CPU, on(1), "all").bottleneck == "decoding"
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_on_a_cpu_decoding_takes_its_time_from_encoding() -> None:
     [(1, 11, 1.0), (3, 11, 6 / 11), (12, 11, 1 / 11), (13, 11, 1 / 11), (5, None, 1 / 4)],
 )
 def test_the_busiest_rank_is_waited_for(num_processes: int, num_virtual: int | None, share: float) -> None:
-    projected = project(TILES, None, GPU, on(num_processes, num_virtual), None)
+    projected = project(TILES, None, GPU, on(num_processes, num_virtual), "all")
     assert projected.epoch_s == pytest.approx(32.0 * share)
     assert (projected.reading_s, projected.bottleneck) == (None, "")
 
 
-@pytest.mark.parametrize(("keep", "twice"), [(None, 0), (11, 0), (6, 0), (4, 2 / 6), (0, 1)])
-def test_tiles_whose_graph_is_not_kept_are_encoded_twice(keep: int | None, twice: float) -> None:
+@pytest.mark.parametrize(("keep", "twice"), [("auto", 0), ("all", 0), (11, 0), (6, 0), (4, 2 / 6), (0, 1)])
+def test_tiles_whose_graph_is_not_kept_are_encoded_twice(keep: int | str, twice: float) -> None:
     projected = project(TILES, None, GPU, on(3, 11), keep)
     assert projected.encoding_s == pytest.approx(6 / 11 * (32.0 + 10.0 * twice))
 
@@ -127,7 +127,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[EncodingRat
         clock = _Clock()
         encoder = _Encoder(clock, most)
         monkeypatch.setattr("time.perf_counter", clock)
-        monkeypatch.setattr(trainer.projection, "build_encoder", lambda *_: encoder)
+        monkeypatch.setattr(trainer.projection, "build_encoder", lambda *_, **__: encoder)
         return measure_encoding(get_recipe("demo"), 8, shard, torch.device("cpu"), num_threads=1), encoder
 
     return measure
@@ -178,10 +178,10 @@ def test_an_encoder_is_measured_as_the_recipe_has_it(monkeypatch: pytest.MonkeyP
 
 
 def test_the_projection_is_told_with_its_limits() -> None:
-    epochs = [project(TILES, ReadingRate(decode=500), GPU, on(n, 11), None) for n in (1, 12)]
+    epochs = [project(TILES, ReadingRate(decode=500), GPU, on(n, 11), "all") for n in (1, 12)]
     lines = in_words(TILES, GPU, epochs)
     assert lines["1 process"] == "about 32 s (encoding 32 s, reading 2 s; the bottleneck is encoding)"
     assert lines["12 processes"].startswith("about 3.1 s (")
     assert "projection" in lines["note"]
-    unread = in_words(TILES, GPU, [project(TILES, None, GPU, on(1), None)])
+    unread = in_words(TILES, GPU, [project(TILES, None, GPU, on(1), "all")])
     assert "reading was not measured: give a SLIDE, or --manifests" in unread["1 process"]

@@ -15,10 +15,14 @@ import yaml
 from manifests.files import disk_name
 from trainer import plots
 from trainer.errors import TrainerError
+from trainer.measures import measure_all
 from trainer.report import write_report
 from trainer.runlog import read_log, read_settings, without_paths
+from trainer.targets import Task
 
 ODD_ID = "<script>alert('1')</script> & \"ä\" $x^2$"
+ODD = "er \"<b>'"
+"""A column."""
 RUN = {
     "event": "run",
     "recipe": "tiny",
@@ -44,12 +48,14 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[str] = []
         self.loads: list[str] = []
+        self.described: list[str | None] = []
         self.text = ""
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.text += " "
+        self.described += [value for name, value in attrs if name == "aria-label"]
         self.loads += [value or "" for name, value in attrs if name in {"src", "href", "srcset", "xlink:href", "data"}]
         if tag not in self.VOID:
             self.open.append(tag)
@@ -94,6 +100,26 @@ def write_scores(
         "probs": pa.array(probs, pa.list_(pa.float32())),
     }
     pq.write_table(pa.table(table), run / "scores.parquet")
+
+
+def write_targets(run: Path, task: Task, targets: list[list[float | None]], predicted: list[list[float]]) -> None:
+    """Scores of columns, with the result that belongs to them."""
+    num, names = len(targets), [ODD, "ki67 $x$", "hrd"][: len(targets[0])]
+    table = {
+        "slide_id": [f"s{i}" for i in range(num)],
+        "patient_id": [f"p{i}" for i in range(num)],
+        "split": ["test"] * num,
+        "targets": pa.array(targets, pa.list_(pa.float64())),
+        "values" if task == "regression" else "probs": pa.array(predicted, pa.list_(pa.float64())),
+    }
+    pq.write_table(pa.table(table), run / "scores.parquet")
+    measured = measure_all(task, tuple(names), np.array(targets, np.float64), np.array(predicted))
+    result = {**measured, "split": "test", "num_slides": num, "task": task, "columns": names, "best_epoch": 1}
+    (run / "result.json").write_text(json.dumps(result))
+
+
+def text_of(run: Path) -> str:
+    return " ".join(Page(write_report(run).read_text()).text.split())
 
 
 def binary(scores: list[float]) -> list[list[float]]:
@@ -247,7 +273,100 @@ def test_many_classes_give_a_table(tmp_path: Path) -> None:
     html = write_report(run).read_text()
     assert "Test AUC, mean over classes" in Page(html).text
     assert "Each class against the rest" in html
+    assert "ROC curves of 3" in html
     assert "&lt;none&gt;" in html
+
+
+def test_columns_of_yes_and_no_give_a_row_and_a_curve_each(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_lines(run, [RUN, step(0, 0), *(epoch(i, val_auc=0.6 + i / 10) for i in range(2)), END])
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, (60, 3)).astype(float)
+    probs = 1 / (1 + np.exp(-rng.normal(truth * 2)))
+    truth[:10, 1], truth[:, 2] = np.nan, 1
+    write_targets(run, "multilabel", [[None if np.isnan(v) else v for v in row] for row in truth], probs.tolist())
+    page = Page(write_report(run).read_text())
+    text = " ".join(page.text.split())
+    assert not page.open
+    result = json.loads((run / "result.json").read_text())
+    ones = int(np.nansum(truth[:, 1]))
+    assert f"Test AUC, mean over columns {result['auc']:.3f}" in text
+    assert "Test slides 60 3 columns" in text
+    assert f"ki67 $x$ {ones} {50 - ones} {result['auc_by_column']['ki67 $x$']:.3f}" in text
+    assert "hrd 60 0 – – " in text, "one value only"
+    assert f"{result['auc_by_column'][ODD]:.3f} {ODD}" in text, "the legend of the ROC curves"
+    assert page.tags.count("svg") == 5
+    assert "Validation AUC 0.700 checkpoint of epoch 1" in text
+
+
+def test_one_column_is_shown_as_two_classes(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_lines(run, [RUN, END])
+    truth: list[list[float | None]] = [[float(i % 2)] for i in range(50)]
+    write_targets(run, "multilabel", truth, [[0.3 + 0.01 * i * (i % 2)] for i in range(50)])
+    text = text_of(run)
+    assert f"25 {ODD} = 1, 25 {ODD} = 0" in text
+    assert f"Lowest scores of {ODD} = 1 slides Slide Score s1 0.310 s3 0.330" in text
+    assert "ROC curve" in text
+
+
+def test_numbers_give_a_scatter_and_r2_in_the_headline(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    lines = [epoch(i, val_auc=None, val_r2=value) for i, value in enumerate((-1.5, 0.4))]
+    write_lines(run, [RUN, step(0, 0), *lines, END])
+    truth = np.random.default_rng(0).normal(40, 10, 30)
+    predicted = truth + 1
+    predicted[[4, 7]] -= (25, 12)
+    write_targets(run, "regression", [[v] for v in truth], predicted[:, None].tolist())
+    (run / "heatmaps").mkdir()
+    picture = np.full((40, 60, 3), 200, np.uint8)
+    highest = int(predicted.argmax())
+    for i in (4, highest):
+        (run / "heatmaps" / f"s{i}.png").write_bytes(plots.heatmap_card(picture, picture, 8.0))
+    result = json.loads((run / "result.json").read_text())
+    page = Page(write_report(run).read_text())
+    text = " ".join(page.text.split())
+    assert not page.open
+    for part in (
+        f"Test R² {result['r2']:.3f} 95 % interval {result['r2_ci'][0]:.3f} to {result['r2_ci'][1]:.3f}",
+        f"30 mean error {result['mae']:.4g}, rank correlation {result['spearman']:.3f}",
+        "Validation R² 0.400 checkpoint of epoch 1",
+        f"{ODD}: predicted and true",
+        f"{ODD}: most underestimated Slide True Predicted s4 {truth[4]:.4g} {predicted[4]:.4g} s7",
+        f"Slide s{highest}, {ODD} {truth[highest]:.4g}, predicted {predicted[highest]:.4g}",
+        "1 is perfect, 0 no better than the slides' mean",
+    ):
+        assert part in text
+    assert "AUC" not in text
+    assert page.tags.count("svg") == 5
+    assert f"Predicted against true {ODD}" in page.described
+
+
+def test_columns_of_numbers_are_told_one_by_one(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_lines(run, [RUN, END])
+    rows: list[list[float | None]] = [[float(i), None if i else 3.0, i / 100] for i in range(25)]
+    write_targets(run, "regression", rows, [[float(i), 1.0, float("nan")] for i in range(25)])
+    (run / "heatmaps").mkdir()
+    picture = np.full((40, 60, 3), 200, np.uint8)
+    for i in (3, 24):
+        (run / "heatmaps" / f"s{i}.png").write_bytes(plots.heatmap_card(picture, picture, 8.0))
+    text = text_of(run)
+    assert f"{ODD} 25 1.000 1.000 to 1.000 0 1.000" in text
+    assert "ki67 $x$ 1 – – 2 –" in text
+    assert "hrd 25 – – – –" in text
+    assert "the model diverged" in text
+    assert f"Slide s24, {ODD} 24, predicted 24" in text
+    assert "Few slides: ki67 $x$ is known of 1; then" in text
+
+
+def test_a_checkpoint_chosen_by_the_loss_is_told(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    lines = [epoch(i, val_auc=None, val_loss=loss) for i, loss in enumerate((0.6, 0.4, 0.5))]
+    write_lines(run, [RUN, *lines, END])
+    text = text_of(run)
+    assert "Validation loss 0.400 checkpoint of epoch 1" in text
+    assert "The checkpoint was chosen by the validation loss: no epoch had a validation AUC." in text
 
 
 def test_class_names_from_the_result(whole_run: Path) -> None:

@@ -112,6 +112,30 @@ def test_three_processes_give_the_answer_of_one(
     assert (journal["world_size"], journal["num_encoder_ranks"], journal["virtual_ranks"]) == (3, 2, 2)
 
 
+@pytest.mark.slow
+def test_two_groups_of_two_processes_give_the_answer_of_one_and_go_on_as_one(
+    finished: Path, small_manifests: Path, labels: Path, tmp_path: Path, slidegrad: Callable[..., Any]
+) -> None:
+    """Stopped after the first epoch; the second is done by a single process."""
+    run = tmp_path / "groups"
+    flags = (*QUICK, "--machine.groups", "2")
+    ended = slidegrad("train", *arguments(small_manifests, labels, run, *flags, "--nproc", "4"))
+    assert ended.code == 0, ended.stderr
+    journal = next(iter(read_events(run)))
+    assert (journal["num_groups"], journal["num_encoder_ranks"], journal["virtual_ranks"]) == (2, 2, 2)
+    for (slide, loss), (expected_slide, expected) in zip(losses(run), losses(finished), strict=True):
+        assert slide == expected_slide
+        assert loss == pytest.approx(expected, rel=1e-9)
+    for name, value in weights(finished).items():
+        torch.testing.assert_close(weights(run)[name], value, rtol=1e-9, atol=1e-9, msg=name)
+    scores = {run: pq.read_table(run / "scores.parquet").to_pylist() for run in (run, finished)}
+    assert [row["slide_id"] for row in scores[run]] == [row["slide_id"] for row in scores[finished]]
+    shutil.rmtree(list_checkpoints(run)[-1])
+    train(small_manifests, labels, run, "--resume", "--machine.groups", "1")
+    for name, value in weights(finished).items():
+        torch.testing.assert_close(weights(run)[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
 def test_evaluate_scores_again_what_training_scored(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
@@ -211,6 +235,20 @@ def test_any_error_of_a_reader_is_a_skipped_slide(
     [
         (["--nproc", "1", "--machine.aggregator", "dedicated"], "--nproc 1 with machine.aggregator=dedicated"),
         (["--nproc", "0"], "--nproc 0: expected at least 1"),
+        (["--nproc", "3", "--machine.groups", "2"], "--nproc 3 does not make machine.groups=2 groups of one size"),
+        (
+            ["--nproc", "2", "--machine.groups", "2", "--optim.slides-per-step", "1"],
+            "machine.groups=2 with optim.slides_per_step=1",
+        ),
+        (["--machine.keep", "-1"], "machine.keep is -1: expected auto, all, or a number from 0"),
+        (["--encoder.batchnorm", "sync"], "encoder.batchnorm=sync with --nproc 1: needs a GPU for each, there are 0"),
+        (["--encoder.freeze", "all", "--encoder.batchnorm", "virtual"], "encoder.batchnorm is virtual: expected frozen"),
+        (["--encoder.freeze", "99"], "encoder.freeze is 99"),
+        (["--encoder.pooling", "token"], "encoder.pooling is token"),
+        (["--aggregator.name", "transmil", "--aggregator.hidden", "12"], "aggregator.hidden is 12"),
+        (["--head.columns", "grade"], "grade"),
+        (["--head.class-weights", "1", "2", "3"], "head.class_weights has 3 numbers: expected one for each of the 2"),
+        (["--head.task", "regression", "--head.class-weights", "balanced"], "head.class_weights is balanced"),
         (["--encoder.name", "resnet999"], "encoder.name 'resnet999': timm does not know it"),
         (["--encoder.weights", "/nowhere/w.pth"], "encoder.weights /nowhere/w.pth: no such file"),
         (["--tiles.tiles", "all"], "neither tiles.k nor tiles.k_per_rank"),

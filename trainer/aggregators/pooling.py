@@ -1,30 +1,28 @@
-"""Aggregators: a slide's features to its logits, and how much each tile counted."""
+"""Aggregators to which a slide is a set of tiles: gated attention, mean, maximum. Where tiles lie does not matter."""
 
 import torch
 from torch import Tensor, nn
-
-from trainer.config import Aggregator
 
 
 class GatedAttention(nn.Module):
     """Gated-attention MIL.
 
-    logits = W · Σ a_n f_n, a = softmax(w · (tanh(V f_n) ⊙ sigmoid(U f_n))).
+    outputs = W · Σ a_n f_n, a = softmax(w · (tanh(V f_n) ⊙ sigmoid(U f_n))).
 
     Source: Ilse, Tomczak, Welling, Attention-based deep multiple instance learning, ICML 2018, eq. 9.
     """
 
-    def __init__(self, num_features: int, hidden: int, num_classes: int, dropout: float) -> None:
+    def __init__(self, num_features: int, hidden: int, num_outputs: int, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.tanh, self.gate = nn.Linear(num_features, hidden), nn.Linear(num_features, hidden)
         # Without the bias of the original: softmax is blind to a shift, so its gradient is zero, and AdamW would make
         # steps out of its rounding errors.
         self.score = nn.Linear(hidden, 1, bias=False)
-        self.classify = nn.Linear(num_features, num_classes)
+        self.classify = nn.Linear(num_features, num_outputs)
 
-    def forward(self, features_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns logits (C,) and attention (N,), which sums to 1."""
+    def forward(self, features_ND: Tensor, cells_N2: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Returns outputs (C,) and attention (N,), which sums to 1."""
         features_ND = self.dropout(features_ND)
         hidden_NH = torch.tanh(self.tanh(features_ND)) * torch.sigmoid(self.gate(features_ND))
         attention_N = self.score(hidden_NH).squeeze(1).softmax(0)
@@ -34,24 +32,17 @@ class GatedAttention(nn.Module):
 class Pooling(nn.Module):
     """Mean or maximum over the tiles, then a linear layer. A tile's weight is its share in the pooled vector."""
 
-    def __init__(self, num_features: int, num_classes: int, dropout: float, kind: str) -> None:
+    def __init__(self, num_features: int, num_outputs: int, dropout: float, kind: str) -> None:
         super().__init__()
         self.kind = kind
         self.dropout = nn.Dropout(dropout)
-        self.classify = nn.Linear(num_features, num_classes)
+        self.classify = nn.Linear(num_features, num_outputs)
 
-    def forward(self, features_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns logits (C,) and weights (N,), which sum to 1."""
+    def forward(self, features_ND: Tensor, cells_N2: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Returns outputs (C,) and weights (N,), which sum to 1."""
         features_ND = self.dropout(features_ND)
         num_tiles, num_features = features_ND.shape
         if self.kind == "mean":
             return self.classify(features_ND.mean(0)), features_ND.new_full((num_tiles,), 1 / num_tiles)
         pooled_D, winner_D = features_ND.max(0)
         return self.classify(pooled_D), torch.bincount(winner_D, minlength=num_tiles) / num_features
-
-
-def build_aggregator(config: Aggregator, num_features: int, num_classes: int) -> nn.Module:
-    """Builds the aggregator that the config names."""
-    if config.name == "gma":
-        return GatedAttention(num_features, config.hidden, num_classes, config.dropout)
-    return Pooling(num_features, num_classes, config.dropout, config.name)
