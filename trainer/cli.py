@@ -115,7 +115,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Score a split of a run with its best checkpoint: AUC or R2 with its interval; for the test slides the report anew."""
+    """Score a split of a run with its best checkpoint: AUC or R2, its interval; for the test slides the report anew."""
 
     run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run's folder."""

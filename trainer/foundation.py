@@ -6,7 +6,7 @@ here. A row is enough to build its model without any file, so that a run's own c
 What the file says goes before the row, but for the normalisation and the pooling, where the card is right.
 
 Before you change a row: its numbers were read, late in 2026, in the loaders that TRIDENT (Mahmood Lab) and LazySlide
-(Rendeiro Lab) publish and in excerpts of the models' cards, licences and gates in TRIDENT's list of patch encoders; they
+(Rendeiro Lab) publish and in excerpts of the models' cards, licences and gates in TRIDENT's list of encoders. They
 were checked by number of parameters, patch size and width, not against the weights. What holds is the model's page.
 """
 

@@ -175,8 +175,8 @@ class Loop:
             return self.engine.step(slides)
         except torch.OutOfMemoryError as error:
             raise TrainerError(
-                f"the GPU's memory is full in the middle of a step ({str(error).splitlines()[0]}); give --resume with a "
-                "smaller --machine.keep, or another --out with more --virtual-ranks"
+                f"the GPU's memory is full in the middle of a step ({str(error).splitlines()[0]}); give --resume with "
+                "a smaller --machine.keep, or another --out with more --virtual-ranks"
             ) from None
 
     def _mine(self, steps: list[StepPlan]) -> list[StepPlan]:

@@ -82,7 +82,7 @@ def _check_fit(config: RunConfig, topology: Topology) -> None:
     groups, num_slides = topology.num_groups, config.optim.slides_per_step
     if groups > num_slides:
         raise TrainerError(
-            f"machine.groups={groups} with optim.slides_per_step={num_slides}: each group works at a slide of the step; "
+            f"machine.groups={groups} with optim.slides_per_step={num_slides}: each group works at a slide of a step; "
             f"give --optim.slides-per-step {groups} (another result), or fewer --machine.groups"
         )
     if config.encoder.batchnorm != "sync":
@@ -100,7 +100,7 @@ def _check_fit(config: RunConfig, topology: Topology) -> None:
     for reason, holds in why.items():
         if holds:
             raise TrainerError(
-                f"encoder.batchnorm=sync with {reason}; or give --encoder.batchnorm running, by each virtual rank's tiles"
+                f"encoder.batchnorm=sync with {reason}; or give --encoder.batchnorm running, by a virtual rank's tiles"
             )
 
 

@@ -18,7 +18,6 @@ may be slower when all ranks and other users ask at once. So the truth is longer
 """
 
 import contextlib
-import dataclasses
 import statistics
 import time
 from collections.abc import Sequence

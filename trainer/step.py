@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from trainer.batchnorm import RunningStats, own_layers, set_mode
 from trainer.comm import Comm
 from trainer.config import Augment
-from trainer.encode import EncoderSide, Pass, WaitClock, random_state
+from trainer.encode import EncoderSide, WaitClock, random_state
 from trainer.heads import Head
 from trainer.sampler import StepPlan
 from trainer.shards import Reads, Shard, ShardSource, SlideInput
@@ -36,7 +36,7 @@ __all__ = ["Engine", "Outcome", "Reads", "Shard", "ShardSource", "SlideInput"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a slide gave. `loss`, `outputs_C`, `attention_K` are known to its aggregator alone, the rest to all ranks."""
+    """What a slide gave. `loss`, `outputs_C`, `attention_K` its aggregator alone knows, the rest all ranks."""
 
     plan: StepPlan
     error: str = ""

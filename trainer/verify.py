@@ -125,11 +125,16 @@ def plan_cases(
 
 
 def verify(cases: Sequence[Case]) -> Iterator[Result]:
-    """Runs the cases, those with the same number of processes in one group of processes.
+    """Runs the cases, those of one model with the same number of processes in one group of processes.
 
     Raises:
         TrainerError: processes that are too slow, or were killed.
     """
+    for model in dict.fromkeys((case.encoder, case.aggregator) for case in cases):
+        yield from _verify_model([case for case in cases if (case.encoder, case.aggregator) == model])
+
+
+def _verify_model(cases: Sequence[Case]) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as folder:
         files = {single: Path(folder, f"{i}.pt") for i, single in enumerate(dict.fromkeys(map(as_single, cases)))}
         num_cores = len(os.sched_getaffinity(0))

@@ -6,6 +6,7 @@ make much of little; there two runs of one process that differ in a rounding are
 So a limit is a fixed one, or some times what a rounding does to the single process itself, where that is more.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -154,12 +155,12 @@ def worst_tensor(sums: Mapping[str, Sums]) -> float:
 
 
 def _merge(by_rank: Iterable[dict[str, Sums]]) -> dict[str, Sums]:
-    merged: dict[str, Sums] = {}
+    held: dict[str, list[Sums]] = {}
     for sums in by_rank:
         for name, ours in sums.items():
-            # Written so that an error that is not a number counts as the largest.
-            merged[name] = merged[name] if name in merged and merged[name].error >= ours.error else ours
-    return merged
+            held.setdefault(name, []).append(ours)
+    # What is not a number is the largest error.
+    return {name: max(alike, key=lambda s: (math.isnan(s.error), s.error)) for name, alike in held.items()}
 
 
 def _l1(values: Tensor) -> float:

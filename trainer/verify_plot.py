@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterMathtext
@@ -27,6 +26,8 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+_WIDTH = 0.7
+"""Of an encoder's marks, beside each other; 1 from encoder to encoder."""
 _NONE = 1e-18
 """Where no error is drawn: below what float64 can tell."""
 
@@ -61,10 +62,11 @@ def _draw_dtype(panel: Axes, results: Sequence[Result], encoders: list[str], wha
     dtype = results[0].case.dtype
     colour, marker = _COLOURS[dtype]
     name = f"H {dtype}" if dtype == "bf16" else f"P {dtype}"
+    x: list[float] = []
+    y: list[float] = []
     for i, encoder in enumerate(encoders):
-        errors = [max(r.errors[what], _NONE) for r in results if r.case.encoder == encoder]
-        spread = i + np.linspace(-0.3, 0.3, len(errors)) if len(errors) > 1 else [i]
-        panel.plot(
-            spread, errors, marker, color=colour, markersize=4, alpha=0.75, mew=0, label=name if i == 0 else None
-        )
+        errors = [max(result.errors[what], _NONE) for result in results if result.case.encoder == encoder]
+        x += [i + _WIDTH * ((j + 0.5) / len(errors) - 0.5) for j in range(len(errors))]
+        y += errors
+    panel.plot(x, y, marker, color=colour, markersize=4, alpha=0.75, mew=0, label=name)
     panel.axhline(LIMITS[dtype][what], color=colour, linewidth=1.2, linestyle="--", label=f"limit of {dtype}")

@@ -43,7 +43,7 @@ from trainer.step import Engine
 
 ENCODER, TILE_PX = "resnet18", 96
 NUM_TILES, TILES_PER_RANK = 512, 32
-SIZES = (128, 256, 512, 1_024)
+SIZES = (64, 128, 256, 512)
 """Tiles of the slides that memory is measured with; where every graph is kept, the last is left out."""
 BUDGET_MB = 1_500
 """What `auto` may take beyond the process itself."""
@@ -61,7 +61,7 @@ RATIOS = (
 
 
 def main(
-    num_rounds: int = 5,
+    num_rounds: int = 4,
     num_tiles: int = NUM_TILES,
     sizes: tuple[int, ...] = SIZES,
     encoder: str = ENCODER,

@@ -56,32 +56,36 @@ def test_damage() -> None:
 
 @pytest.mark.slow
 def test_step() -> None:
-    result = load("bench_step").main(
-        num_rounds=1, num_tiles=8, sizes=(64,), encoder="test_resnet", tile_px=32, budget_mb=50
-    )
+    bench = load("bench_step")
+    result = bench.main(num_rounds=1, num_tiles=8, sizes=(64,), encoder="test_resnet", tile_px=32, budget_mb=50)
     assert {"bare", "step_all", "step_half", "step_none", "single_pass"} <= set(result["time"]["ways"])
     assert result["time"]["ratios"]["bare / step_all"]["median"] > 0
     (none,), (every,), (auto,) = (result["memory"][way] for way in ("none kept", "all kept", "auto"))
     assert none["tensors_mb"] < every["tensors_mb"]
     assert auto["kept"] == auto["num_virtual"] == 2
+    assert f"| auto | 64 | 2 | 50 | 2 | {auto['predicted_mb']} |" in bench.draw(result)
 
 
 @pytest.mark.slow
 def test_plan() -> None:
-    result = load("bench_plan").main(num_slides=40, side_px=2_048, num_rounds=2)
+    bench = load("bench_plan")
+    result = bench.main(num_slides=40, side_px=2_048, num_rounds=2)
     assert {found["num_steps"] for found in result["cohort"].values()} == {20}
     assert result["step"]["all"]["num_tiles"] == result["step"]["all"]["num_rows"] == 81
     assert result["flat_table"]["slide_s_by_names"] > 0
+    assert "| half | 40 |" in bench.draw(result)
 
 
 @pytest.mark.slow
 def test_full_slide() -> None:
-    result = load("bench_full_slide").main(device="cpu", num_tiles=400, num_rounds=1, memory_gb=0.05)
+    bench = load("bench_full_slide")
+    result = bench.main(device="cpu", num_tiles=400, num_rounds=1, memory_gb=0.05)
     none, some, from_file = result["ways"]
     assert (none["kept"], from_file["kept"]) == (0, 0)
     assert 1 <= some["kept"] <= 10
     errors = {found["precision"]: found["relative_l1"] for found in result["exact"]}
     assert 0 < errors["float64"] <= 1e-12 < errors["float32"] <= 1e-5
+    assert "| file | float32 | 0 |" in bench.draw(result)
 
 
 @pytest.mark.slow

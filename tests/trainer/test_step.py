@@ -284,7 +284,9 @@ def test_the_gradient_of_a_step_is_the_mean_over_its_slides() -> None:
         engine = Engine(comm, encoder, aggregator, num_features=12, seed=0, batchnorm="frozen")
         engine.set_training(True)
         slides = [slide_input(topology, 0, f"slide {i}", 6 + i, i % 2) for i in range(3)]
-        bad = SlideInput(slides[0].plan, [Shard(0, torch.zeros(0, 1, 1, 3, dtype=torch.uint8), NO_CELLS, "no")] * 2, (0,))
+        bad = SlideInput(
+            slides[0].plan, [Shard(0, torch.zeros(0, 1, 1, 3, dtype=torch.uint8), NO_CELLS, "no")] * 2, (0,)
+        )
         outcomes = engine.step([*(slides[i] for i in which), bad])
         assert [bool(outcome.error) for outcome in outcomes] == [False] * len(which) + [True]
         halves = (encoder, aggregator)
@@ -439,7 +441,9 @@ def synced_step(rank: int, world_size: int, batchnorm: str, bad: bool = False) -
     found = {}
     for name, module in (("encoder", engine.encoder), ("aggregator", engine.aggregator)):
         if module is not None:
-            found |= {f"{name}.{key}.grad": p.grad.clone() for key, p in module.named_parameters() if p.grad is not None}
+            found |= {
+                f"{name}.{key}.grad": p.grad.clone() for key, p in module.named_parameters() if p.grad is not None
+            }
             found |= {f"{name}.{key}": value.clone() for key, value in module.named_buffers()}
     return found
 
@@ -465,7 +469,9 @@ def failing_step(rank: int, world_size: int) -> tuple[str, int]:
     bad, good = engine.step(
         [
             SlideInput(
-                StepPlan(0, 0, "bad", 8, 8), [Shard(s.virtual_rank, s.tiles_NHWC, s.cells_N2, error) for s in shards], (0,)
+                StepPlan(0, 0, "bad", 8, 8),
+                [Shard(s.virtual_rank, s.tiles_NHWC, s.cells_N2, error) for s in shards],
+                (0,),
             ),
             SlideInput(StepPlan(0, 1, "good", 8, 8), shards, (0,)),
         ]

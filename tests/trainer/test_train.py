@@ -242,7 +242,10 @@ def test_any_error_of_a_reader_is_a_skipped_slide(
         ),
         (["--machine.keep", "-1"], "machine.keep is -1: expected auto, all, or a number from 0"),
         (["--encoder.batchnorm", "sync"], "encoder.batchnorm=sync with --nproc 1: needs a GPU for each, there are 0"),
-        (["--encoder.freeze", "all", "--encoder.batchnorm", "virtual"], "encoder.batchnorm is virtual: expected frozen"),
+        (
+            ["--encoder.freeze", "all", "--encoder.batchnorm", "virtual"],
+            "encoder.batchnorm is virtual: expected frozen",
+        ),
         (["--encoder.freeze", "99"], "encoder.freeze is 99"),
         (["--encoder.pooling", "token"], "encoder.pooling is token"),
         (["--aggregator.name", "transmil", "--aggregator.hidden", "12"], "aggregator.hidden is 12"),
