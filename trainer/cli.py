@@ -198,7 +198,7 @@ class Verify:
             batchnorm=self.bn,
             fault=self.inject_fault,
         )
-        console = Console(file=sys.stderr, width=132)
+        console = Console(file=sys.stderr, width=146)
         console.print(describe_cases(cases[0]), highlight=False)
         found = {}
         with progress_bar() as bar:

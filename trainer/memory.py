@@ -180,6 +180,7 @@ def _resident_bytes() -> int:
 def _along_a_line(run: Callable[[int], tuple[int, int]], sizes: tuple[int, int], half: nn.Module) -> Cost:
     """Both lines, from runs of two sizes; the first run, which may choose algorithms, does not count."""
     gradients = [parameter.grad for parameter in half.parameters()]
+    half.zero_grad(set_to_none=True)  # Not added to: they are another's.
     try:
         with torch.random.fork_rng([p.device for p in half.parameters() if p.is_cuda][:1]):
             run(sizes[0])

@@ -154,8 +154,8 @@ def run_singles(rank: int, world_size: int, singles: list[tuple[Case, Path]]) ->
     for case, file in singles[rank::world_size]:
         trace = run_single(case)
         torch.save(vars(trace), file)
-        has_more = case.dtype != "bf16"  # See `Result.limit`.
-        roundings = compare(run_single(case, is_rounded=True), trace).errors if has_more else {}
+        counts = case.dtype != "bf16"  # See `Result.limit`.
+        roundings = compare(run_single(case, is_rounded=True), trace).errors if counts else {}
         encoder, aggregator, _ = build_halves(case)
         start = named_state({"encoder": encoder, "aggregator": aggregator})["parameters"]
         told[case] = About(roundings, relative(sum_up(trace.parameters, start)))

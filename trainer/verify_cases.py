@@ -29,8 +29,11 @@ _HIDDEN = 16
 _COLUMNS = 6
 """Tiles in a row of a slide's grid."""
 _RATE = 0.1
+"""Learning rate, as a share of the mean size of a half's parameters: five steps move them by 7 to 22 %, so that the
+parameters after them tell something. At 0.2 a vision transformer's float32 is off by more than 1e-5."""
 _JITTER = 0.1
 _GAIN = 3.0
+"""Of the aggregator's parameters: attention as it starts is nearly the same for all tiles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +138,9 @@ def _build_once(encoder: str, aggregator: AggregatorName) -> tuple[nn.Module, nn
         _unsettle(half)
         for parameter in other.parameters():
             parameter.data *= _GAIN
+        for module in (*half.modules(), *other.modules()):
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.p = 0.0
     return half, other, width
 
 

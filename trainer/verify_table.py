@@ -31,7 +31,7 @@ def build_table(results: Sequence[Result]) -> Table:
     found = [what for what in WHAT if any(what in result.errors for result in results)]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("encoder", "as", *varied):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name in ("encoder", "as"))
     for what in found:
         table.add_column(what.replace("_", " "), justify="right")
     table.add_column("holds")
@@ -48,7 +48,11 @@ def describe_limits(results: Sequence[Result]) -> list[str]:
         usual = LIMITS[dtype]["gradients"]
         others = [f"{what.replace('_', ' ')} {x:.0e}" for what, x in LIMITS[dtype].items() if x != usual]
         lines.append(f"{dtype} {usual:.0e}" + (f" ({', '.join(others)})" if others else ""))
-    sentences = [f"relative L1 errors; limits: {'; '.join(lines)}"]
+    moved = [result.moved for result in results]
+    sentences = [
+        f"relative L1 errors; limits: {'; '.join(lines)}",
+        f"the steps moved the parameters by {min(moved):.0%} to {max(moved):.0%} of their size",
+    ]
     if any(result.holds and not result.is_within_fixed for result in results):
         sentences.append(
             f"rounding: above such a limit, and less than {ROUNDINGS:g} times what one rounding of the parameters at "

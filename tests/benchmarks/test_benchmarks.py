@@ -85,6 +85,7 @@ def test_full_slide() -> None:
     assert 1 <= some["kept"] <= 10
     errors = {found["precision"]: found["relative_l1"] for found in result["exact"]}
     assert 0 < errors["float64"] <= 1e-12 < errors["float32"] <= 1e-5
+    assert 0 < result["exact"][0]["step_error"] <= 1e-5
     assert "| file | float32 | 0 |" in bench.draw(result)
 
 

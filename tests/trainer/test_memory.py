@@ -148,10 +148,7 @@ def trace(engine: Engine) -> list[Tensor]:
     return [*buffers, modes, torch.get_rng_state()]
 
 
-@pytest.mark.parametrize(
-    "has_gradients",
-    [False, pytest.param(True, marks=pytest.mark.xfail(strict=True, reason="the probe adds to gradients in place"))],
-)
+@pytest.mark.parametrize("has_gradients", [False, True])
 @pytest.mark.parametrize("batchnorm", ["running", "frozen"])
 def test_measuring_leaves_no_trace(has_gradients: bool, batchnorm: str) -> None:
     """Parameters, BatchNorm's statistics and counts, training modes, gradients, random state."""

@@ -1,11 +1,12 @@
 """Gradient equivalence on gloo, over some optimiser steps, and that each way of being wrong is noticed."""
 
 import io
+import math
 import queue
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import pytest
@@ -86,9 +87,9 @@ def test_batchnorm_by_virtual_rank_gives_one_process_with_the_same() -> None:
 @pytest.mark.slow
 def test_every_injected_fault_shows_in_gradients_and_parameters() -> None:
     """Over groups too; in one go, as starting processes takes longer than what they do."""
-    modes: tuple[Literal["frozen", "virtual"], ...] = ("frozen", "virtual")
     faults: tuple[Fault, ...] = ("scale", "drop", "swap", "group")
-    cases = [case for fault in faults for mode in modes for case in plan(fault=fault, batchnorm=mode)]
+    cases = [case for fault in faults for case in plan(fault=fault)]
+    cases += [case for fault in faults for case in plan(fault=fault, batchnorm="virtual", dtypes=["float64"])]
     num_groups = {fault: {case.num_groups for case in cases if case.fault == fault} for fault in faults}
     assert num_groups == {"scale": {1, 2}, "drop": {1, 2}, "swap": {1, 2}, "group": {2}}
     unnoticed = [r for r in verify(cases) if not {"gradients", "worst_tensor", "parameters"} <= set(r.exceeded)]
@@ -135,7 +136,7 @@ def test_a_rank_that_differs_from_the_others_is_the_one_that_counts() -> None:
     for ranks in ([near, far], [far, near]):
         assert merge(ranks).errors == dict.fromkeys(("loss", "gradients", "worst_tensor", "parameters"), 0.5)
     for ranks in ([far, lost, near], [lost, far]):
-        assert Result(CASE, merge(ranks).errors).exceeded == ["loss", "gradients", "worst_tensor", "parameters"]
+        assert all(math.isnan(error) for error in merge(ranks).errors.values())
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_the_table_shows_what_was_varied_and_what_does_not_hold() -> None:
     assert [row[-1] for row in rows] == ["yes", "rounding", "NO", "NO"]
     assert rows[2][:3] == ["linear", "H", "bf16"]
     assert "5.0e-01" in rows[2]
-    limits, rounding = describe_limits(some_results())
+    limits, _, rounding = describe_limits(some_results())
     assert limits.endswith("float32 1e-05 (worst tensor 5e-05); bf16 3e-02")
     assert rounding.startswith("rounding: above such a limit, and less than 10 times")
 
