@@ -33,7 +33,7 @@ _RATE = 0.1
 parameters after them tell something. At 0.2 a vision transformer's float32 is off by more than 1e-5."""
 _JITTER = 0.1
 _GAIN = 3.0
-"""Of the aggregator's parameters: attention as it starts is nearly the same for all tiles."""
+"""Of GMA's parameters: its attention as it starts is nearly the same for all tiles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def _build_once(encoder: str, aggregator: AggregatorName) -> tuple[nn.Module, nn
             half, width = known, known.num_features
         other = build_aggregator(Aggregator(name=aggregator, hidden=_HIDDEN), width, 2)
         _unsettle(half)
-        for parameter in other.parameters():
+        for parameter in other.parameters() if aggregator == "gma" else ():
             parameter.data *= _GAIN
         for module in (*half.modules(), *other.modules()):
             if isinstance(module, nn.modules.dropout._DropoutNd):

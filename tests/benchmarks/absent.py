@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, cast
 from unittest.mock import MagicMock
@@ -18,11 +19,15 @@ _NOT_NEEDED = frozenset(
 )
 
 
+# Whole packages alone: one that is there knows itself which of its parts are missing.
+_MISSING = {name for name in _NOT_NEEDED if find_spec(name) is None}
+
+
 class _StandIns(MetaPathFinder, Loader):
     """Finds what nobody else found."""
 
     def find_spec(self, name: str, _path: Sequence[str] | None, _target: Any = None) -> ModuleSpec | None:
-        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] in _NOT_NEEDED else None
+        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] in _MISSING else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return cast(ModuleType, MagicMock(name=spec.name))
@@ -31,4 +36,5 @@ class _StandIns(MetaPathFinder, Loader):
         """There is nothing in it."""
 
 
-sys.meta_path.append(_StandIns())
+if _MISSING:
+    sys.meta_path.append(_StandIns())
