@@ -47,8 +47,8 @@ def test_ranks_virtual_ranks_and_groups_give_one_process() -> None:
     """Losses, gradients and parameters of S, P and H, with graphs kept and not, aggregators of their own and shared."""
     dtypes = ["float64", "float32", "bf16"]
     cases = [
-        *plan(encoders=["linear", "conv"], dtypes=dtypes, ranks=[1, 3], groups=[1], num_steps=5),
-        *plan(encoders=["conv"], dtypes=dtypes, groups=[2]),
+        *plan(dtypes=dtypes, ranks=[1, 3], groups=[1], num_steps=3),
+        *plan(encoders=["linear"], dtypes=dtypes, groups=[2]),
         *plan(encoders=["test_resnet"], dtypes=dtypes, ranks=[1], groups=[2]),
     ]
     ways = {(case.num_groups, case.keep, case.is_shared) for case in cases}
