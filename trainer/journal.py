@@ -9,7 +9,7 @@ from typing import Any, Self
 
 
 class Journal:
-    """Appends events; only the aggregator rank keeps one.
+    """Appends events; only the main rank keeps one.
 
     Events: run, step, epoch, skip, end. A resumed run appends; of two lines for one step or epoch the last counts.
     """

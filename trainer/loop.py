@@ -1,7 +1,7 @@
 """The loop: epochs of slides, validation on whole slides, checkpoints, and the test at the end.
 
 Runs on every rank. What a rank decides it decides from what all ranks know, so that nobody waits for a call that
-another never makes; the aggregator alone writes the journal, the scores and the report.
+another never makes; the main rank alone writes the journal, the scores and the report.
 """
 
 import itertools

@@ -31,10 +31,10 @@ from trainer.topology import Topology
 
 
 def conclude(loop: Loop) -> dict[str, Any]:
-    """Scores the test slides with the best checkpoint, by all ranks; the aggregator writes what a run leaves.
+    """Scores the test slides with the best checkpoint, by all ranks; the main rank writes what a run leaves.
 
     Returns:
-        The result on the aggregator rank, {} elsewhere.
+        The result on the main rank, {} elsewhere.
     """
     job, comm = loop.job, loop.comm
     scores, skipped = loop.score_best("test")
