@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from trainer.freezing import is_frozen
+
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -31,13 +33,7 @@ def set_mode(encoder: nn.Module, *, training: bool, batchnorm: str) -> None:
     by_own_tiles = batchnorm == "virtual" or (batchnorm in ("running", "sync") and training)
     for module in encoder.modules():
         if isinstance(module, BatchNorm):
-            module.train(batchnorm == "measured" or (by_own_tiles and not _is_frozen(module)))
-
-
-def _is_frozen(layer: nn.Module) -> bool:
-    """It has parameters, and none is trained."""
-    trained = [parameter.requires_grad for parameter in layer.parameters()]
-    return bool(trained) and not any(trained)
+            module.train(batchnorm == "measured" or (by_own_tiles and not is_frozen(module)))
 
 
 def own_layers(encoder: nn.Module) -> list[BatchNorm]:

@@ -61,13 +61,13 @@ def freeze(backbone: nn.Module, what: Literal["none", "all"] | int) -> None:
 def rest_frozen(module: nn.Module) -> None:
     """Puts what is frozen into scoring mode: whole parts with all that is in them, and what holds frozen parameters."""
     for part in module.modules():
-        if _is_frozen(part, recurse=True):
+        if is_frozen(part):
             part.eval()
-        elif _is_frozen(part, recurse=False):
+        elif is_frozen(part, recurse=False):
             part.training = False
 
 
-def _is_frozen(module: nn.Module, *, recurse: bool) -> bool:
+def is_frozen(module: nn.Module, *, recurse: bool = True) -> bool:
     """It has parameters, and none of them is trained."""
     trained = [parameter.requires_grad for parameter in module.parameters(recurse)]
     return bool(trained) and not any(trained)
