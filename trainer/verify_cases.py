@@ -28,7 +28,9 @@ TILE_PX = 32
 _HIDDEN = 16
 _COLUMNS = 6
 """Tiles in a row of a slide's grid."""
-_RATE = 0.1
+_RATES = {"frozen": 0.1, "virtual": 0.01}
+"""Learning rate, as a share of the parameters' mean size, by what BatchNorm does. Five large steps through BatchNorm
+over a few tiles are chaos: they make up to 10^6 of one rounding, in a single process too."""
 """Learning rate, as a share of the mean size of a half's parameters: five steps move them by 7 to 22 %, so that the
 parameters after them tell something. At 0.2 a vision transformer's float32 is off by more than 1e-5."""
 _JITTER = 0.1
@@ -76,12 +78,12 @@ def build_halves(case: Case) -> tuple[nn.Module, nn.Module, int]:
     return copy.deepcopy(encoder).to(dtype), copy.deepcopy(aggregator).to(dtype), width
 
 
-def build_optimizer(halves: Iterable[nn.Module]) -> torch.optim.AdamW:
-    """AdamW over the halves that a process holds; a step moves a half by some hundredths of itself."""
+def build_optimizer(halves: Iterable[nn.Module], case: Case) -> torch.optim.AdamW:
+    """AdamW over the halves that a process holds; a step moves a half by some hundredths or thousandths of itself."""
     groups = []
     for half in halves:
         sizes = torch.cat([p.detach().abs().flatten() for p in half.parameters()])
-        groups.append({"params": list(half.parameters()), "lr": _RATE * sizes.mean().item()})
+        groups.append({"params": list(half.parameters()), "lr": _RATES[case.batchnorm] * sizes.mean().item()})
     return torch.optim.AdamW(groups, fused=True)
 
 

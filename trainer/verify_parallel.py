@@ -48,7 +48,7 @@ def run_rank(case: Case, rank: int) -> Trace:
     engine.set_training(True)
     named = {"encoder": engine.encoder, "aggregator": engine.aggregator}
     halves = {name: half for name, half in named.items() if half is not None}
-    optimizer = build_optimizer(halves.values())
+    optimizer = build_optimizer(halves.values(), case)
     losses: list[float] = []
     gradients: Named = {}
     for step in range(case.num_steps):

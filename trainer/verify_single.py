@@ -20,18 +20,11 @@ from trainer.verify_cases import Case, build_halves, build_optimizer, draw_slide
 from trainer.verify_errors import Named, Trace
 
 
-def run_single(case: Case, *, is_rounded: bool = False) -> Trace:
-    """The case's steps in this process, as if there were no ranks, no groups and memory for all.
-
-    Args:
-        case: what to run.
-        is_rounded: with each parameter that it starts with moved by up to one rounding.
-    """
+def run_single(case: Case) -> Trace:
+    """The case's steps in this process, as if there were no ranks, no groups and memory for all."""
     encoder, aggregator, _ = build_halves(case)
     halves = {"encoder": encoder, "aggregator": aggregator}
-    if is_rounded:
-        _round(halves)
-    optimizer = build_optimizer(halves.values())
+    optimizer = build_optimizer(halves.values(), case)
     losses: list[Tensor] = []
     gradients: Named = {}
     for step in range(case.num_steps):
@@ -91,15 +84,6 @@ def _encode(encoder: nn.Module, tiles_KHWC: Tensor, case: Case, layers: "list[_L
         with torch.autocast("cpu", case.autocast) if case.autocast else contextlib.nullcontext():
             features.append(encoder(tiles_KHWC[begin:end]))
     return torch.cat(features).to(torch.float64 if case.dtype == "float64" else torch.float32)
-
-
-@torch.no_grad()
-def _round(halves: Mapping[str, nn.Module]) -> None:
-    """Moves every parameter by up to one unit in its last place."""
-    generator = torch.Generator().manual_seed(0)
-    for half in halves.values():
-        for p in half.parameters():
-            p.mul_(1 + torch.finfo(p.dtype).eps * torch.empty_like(p).uniform_(-1, 1, generator=generator))
 
 
 class _Layer:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.verify_cases import Case
-from trainer.verify_errors import LIMITS, ROUNDINGS, WHAT, Result, What
+from trainer.verify_errors import LIMITS, WHAT, Result, What
 
 _COUNTED = ("aggregator", "groups", "ranks", "virtual ranks", "kept", "shared")
 
@@ -49,20 +49,14 @@ def describe_limits(results: Sequence[Result]) -> list[str]:
         others = [f"{what.replace('_', ' ')} {x:.0e}" for what, x in LIMITS[dtype].items() if x != usual]
         lines.append(f"{dtype} {usual:.0e}" + (f" ({', '.join(others)})" if others else ""))
     moved = [result.moved for result in results]
-    sentences = [
+    return [
         f"relative L1 errors; limits: {'; '.join(lines)}",
         f"the steps moved the parameters by {min(moved):.0%} to {max(moved):.0%} of their size",
     ]
-    if any(result.holds and not result.is_within_fixed for result in results):
-        sentences.append(
-            f"rounding: above such a limit, and less than {ROUNDINGS:g} times what one rounding of the parameters at "
-            "the start does to the single process itself"
-        )
-    return sentences
 
 
 def summarise(results: Sequence[Result]) -> dict[str, Any]:
-    """Whether all hold, how many do only because rounding alone does as much, and the largest errors."""
+    """Whether all hold, and the largest errors."""
     largest: dict[str, dict[str, float | None]] = {}
     for dtype in dict.fromkeys(result.case.dtype for result in results):
         alike = [result.errors for result in results if result.case.dtype == dtype]
@@ -70,7 +64,6 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
     return {
         "holds": all(result.holds for result in results),
         "num_cases": len(results),
-        "num_at_rounding": sum(result.holds and not result.is_within_fixed for result in results),
         "max_error": largest,
         "fault": results[0].case.fault,
     }
@@ -97,9 +90,7 @@ def _cell(result: Result, what: What) -> Text:
 
 
 def _verdict(result: Result) -> Text:
-    if not result.holds:
-        return Text("NO", style="bold red")
-    return Text("yes" if result.is_within_fixed else "rounding")
+    return Text("yes") if result.holds else Text("NO", style="bold red")
 
 
 def _largest(errors: Iterable[float]) -> float | None:

@@ -54,7 +54,7 @@ def test_ranks_virtual_ranks_and_groups_give_one_process() -> None:
     ways = {(case.num_groups, case.keep, case.is_shared) for case in cases}
     assert ways == {(1, None, False), (2, None, False), (1, 0, True), (2, 0, True)}
     results = list(verify(cases))
-    assert not [result for result in results if not result.is_within_fixed]
+    assert not [result for result in results if not result.holds]
     assert all(result.moved > 0.02 for result in results)
 
 
@@ -65,23 +65,19 @@ def test_a_vision_transformer_and_every_aggregator_give_one_process() -> None:
         *plan(aggregators=["transmil", "mean", "max"], virtual_ranks=[3], groups=[1]),
     ]
     assert len(cases) == 4 * 2 * 2
-    assert not [result for result in verify(cases) if not result.is_within_fixed]
+    assert not [result for result in verify(cases) if not result.holds]
 
 
 @pytest.mark.slow
 def test_batchnorm_by_virtual_rank_gives_one_process_with_the_same() -> None:
-    """Its running statistics too; 6 virtual ranks on each of 2 ranks leave some a single tile.
-
-    A ResNet's last maps are one pixel: there rounding grows from step to step, in the single process too.
-    """
+    """Its running statistics too; a slide of a single tile, and virtual ranks of single tiles."""
     cases = [
         *plan(batchnorm="virtual", virtual_ranks=[1, 6]),
-        *plan(batchnorm="virtual", virtual_ranks=[3], encoders=["test_resnet"], groups=[1]),
+        *plan(batchnorm="virtual", virtual_ranks=[3], encoders=["test_resnet"], groups=[1], num_tiles=[47, 20, 1]),
     ]
     for result in verify(cases):
         assert "buffers" in result.errors
         assert result.holds
-        assert result.is_within_fixed or (result.case.encoder == "test_resnet" and result.errors["gradients"] < 1e-5)
 
 
 @pytest.mark.slow
@@ -112,19 +108,10 @@ def test_the_single_process_moves_batchnorms_statistics_by_its_virtual_ranks_alo
 
 def test_all_limits_count() -> None:
     limits = LIMITS["float32"]
-    assert Result(CASE, limits).is_within_fixed
+    assert Result(CASE, limits).holds
     for what, limit in limits.items():
         assert Result(CASE, {**limits, what: 1.01 * limit}).exceeded == [what]
         assert Result(CASE, {**limits, what: float("nan")}).exceeded == [what]
-
-
-def test_a_limit_gives_way_to_what_a_rounding_does_to_the_single_process() -> None:
-    by_rounding = Result(CASE, {"loss": 9e-4}, {"loss": 1e-4})
-    assert by_rounding.holds
-    assert not by_rounding.is_within_fixed
-    assert not Result(CASE, {"loss": 1.1e-3}, {"loss": 1e-4}).holds
-    assert not Result(CASE, {"loss": 0.4}, {"loss": 1.0}).holds
-    assert not Result(replace(CASE, dtype="bf16"), {"loss": 0.04}, {"loss": 0.1}).holds
 
 
 def test_a_rank_that_differs_from_the_others_is_the_one_that_counts() -> None:
@@ -172,12 +159,12 @@ def test_processes_that_do_not_answer_are_told_in_a_sentence(monkeypatch: pytest
 
 
 def some_results() -> list[Result]:
-    """One that holds, one at rounding, one that does not, one that is not a number."""
+    """One that holds, one that does not, one far off, one that is not a number."""
     errors = dict.fromkeys(LIMITS["float32"], 0.0)
     wide = replace(CASE, num_groups=2, dtype="bf16")
     return [
         Result(CASE, errors),
-        Result(replace(CASE, num_virtual=4), {**errors, "loss": 1e-4}, {"loss": 1e-4}),
+        Result(replace(CASE, num_virtual=4), {**errors, "loss": 1e-4}),
         Result(replace(wide, encoder="linear"), {**errors, "gradients": 0.5}),
         Result(wide, {**errors, "parameters": float("nan")}),
     ]
@@ -190,17 +177,16 @@ def test_the_table_shows_what_was_varied_and_what_does_not_hold() -> None:
     assert " ".join(head) == (
         "encoder as groups virtual ranks loss gradients worst tensor parameters buffers holds"  # Not what never varies.
     )
-    assert [row[-1] for row in rows] == ["yes", "rounding", "NO", "NO"]
+    assert [row[-1] for row in rows] == ["yes", "NO", "NO", "NO"]
     assert rows[2][:3] == ["linear", "H", "bf16"]
     assert "5.0e-01" in rows[2]
-    limits, _, rounding = describe_limits(some_results())
+    limits, _ = describe_limits(some_results())
     assert limits.endswith("float32 1e-05 (worst tensor 5e-05); bf16 3e-02")
-    assert rounding.startswith("rounding: above such a limit, and less than 10 times")
 
 
 def test_the_summary_is_json_with_the_largest_errors() -> None:
     summary = summarise(some_results())
-    assert (summary["holds"], summary["num_cases"], summary["num_at_rounding"]) == (False, 4, 1)
+    assert (summary["holds"], summary["num_cases"]) == (False, 4)
     assert summary["max_error"]["float32"]["loss"] == 1e-4
     assert summary["max_error"]["bf16"] == {
         "loss": 0.0,
