@@ -202,14 +202,14 @@ def _watch(forward: Callable[[], Tensor], device: torch.device) -> tuple[int, in
         out.sum().backward()
         torch.cuda.synchronize(device)
         return graph, torch.cuda.max_memory_allocated(device) - before
-    with _LiveBytes() as live:
+    with LiveBytes() as live:
         out = forward()
         graph = live.now
         out.sum().backward()
     return graph, live.most
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors that operators make, while they live."""
 
     def __init__(self) -> None:

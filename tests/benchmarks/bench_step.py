@@ -38,7 +38,7 @@ from tests.benchmarks.in_memory import (
     resident_mb,
 )
 from trainer.config import Augment
-from trainer.memory import _LiveBytes, measure_aggregator, measure_cost, settle_keep
+from trainer.memory import LiveBytes, measure_aggregator, measure_cost, settle_keep
 from trainer.step import Engine
 
 ENCODER, TILE_PX = "resnet18", 96
@@ -219,7 +219,7 @@ def measure_memory(
     engine.step([make_slide(tiles_NHWC, num_virtual)])
     found["peak_mb"] = round(resident_mb("VmHWM") - before_mb, 1)
     clear_gradients(engine)
-    with _LiveBytes() as live:
+    with LiveBytes() as live:
         engine.step([make_slide(tiles_NHWC, num_virtual)])
     return {**found, "tensors_mb": round(live.most / 1e6, 1), "tiles_mb": round(tiles_NHWC.nbytes / 1e6, 1)}
 

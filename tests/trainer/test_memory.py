@@ -133,7 +133,7 @@ def test_a_step_takes_what_was_predicted(keep: int) -> None:
     cost = measure_cost(engine.side, MODELS["test_vit"])
     shards = [make_shard(PER_RANK, MODELS["test_vit"], v) for v in range(NUM_VIRTUAL)]
     plan = StepPlan(0, 0, "slide", NUM_VIRTUAL * PER_RANK, NUM_VIRTUAL * PER_RANK)
-    with trainer.memory._LiveBytes() as live:
+    with trainer.memory.LiveBytes() as live:
         engine.step([SlideInput(plan, shards, (1,))])
     graphs = cost.peak.at(PER_RANK) + (max(1, keep) - 1) * cost.graph.at(PER_RANK)
     gradients = states_bytes(engine.encoder, engine.aggregator) // 3

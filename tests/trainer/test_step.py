@@ -52,6 +52,12 @@ def shards_of(tiles: Tensor, topology: Topology, rank: int) -> list[Shard]:
     return [Shard(v, tiles[begin:end], cells[begin:end]) for v, (begin, end) in bounds.items()]
 
 
+def make_engine(comm: Comm, encoder: nn.Module, aggregator: nn.Module, **given: Any) -> Engine:
+    """The halves that this rank holds."""
+    halves = (encoder if comm.is_encoder else None, aggregator if comm.is_aggregator else None)
+    return Engine(comm, *halves, **({"num_features": 12, "seed": 5} | given))
+
+
 def one_step(
     rank: int, world_size: int, mode: str, num_virtual: int, num_tiles: int, keep: int | None, steps: int = 1
 ) -> dict[str, Tensor]:
@@ -59,15 +65,7 @@ def one_step(
     torch.manual_seed(0)
     encoder, aggregator = Encoder().double(), build_aggregator(Aggregator(hidden=8, dropout=0.2), 12, 2).double()
     comm = Comm(Topology.make(world_size, mode, num_virtual), rank, torch.device("cpu"))  # type: ignore[arg-type]
-    engine = Engine(
-        comm,
-        encoder if comm.is_encoder else None,
-        aggregator if comm.is_aggregator else None,
-        num_features=12,
-        seed=5,
-        keep=keep,
-        augment=Augment(),
-    )
+    engine = make_engine(comm, encoder, aggregator, keep=keep, augment=Augment())
     engine.set_training(True)
     halves = {"encoder": engine.encoder, "aggregator": engine.aggregator}
     generator = torch.Generator().manual_seed(1)
@@ -210,16 +208,7 @@ def calibrated_step(rank: int, world_size: int, mode: str, is_frozen: bool = Fal
     torch.manual_seed(0)
     encoder, aggregator = Encoder().double(), build_aggregator(Aggregator(hidden=8), 12, 2).double()
     comm = Comm(Topology.make(world_size, mode, NUM_VIRTUAL), rank, torch.device("cpu"))  # type: ignore[arg-type]
-    engine = Engine(
-        comm,
-        encoder if comm.is_encoder else None,
-        aggregator if comm.is_aggregator else None,
-        num_features=12,
-        seed=5,
-        is_frozen=is_frozen,
-        augment=Augment(),
-        batchnorm="calibrated",
-    )
+    engine = make_engine(comm, encoder, aggregator, is_frozen=is_frozen, augment=Augment(), batchnorm="calibrated")
     encoder.requires_grad_(not is_frozen)
     slides = [slide_input(comm.topology, rank, f"slide {i}", num_tiles, i) for i, num_tiles in enumerate((23, 8))]
     engine.calibrate(slides)
@@ -307,15 +296,7 @@ def grouped_step(
     encoder, half = Encoder().double(), build_aggregator(config, 12, 2).double()
     topology = Topology.make(world_size, mode, NUM_VIRTUAL, num_groups)  # type: ignore[arg-type]
     comm = Comm(topology, rank, torch.device("cpu"))
-    engine = Engine(
-        comm,
-        encoder if comm.is_encoder else None,
-        half if comm.is_aggregator else None,
-        num_features=12,
-        seed=5,
-        keep=1,
-        augment=Augment(),
-    )
+    engine = make_engine(comm, encoder, half, keep=1, augment=Augment())
     engine.set_training(True)
     slides = [slide_input(topology, rank, f"slide {i}", n, i % 2, i) for i, n in enumerate((23, 2, 9))]
     if bad is not None and 0 in topology.virtual_of(rank):
@@ -360,16 +341,7 @@ def frozen_step(rank: int, world_size: int, num_groups: int) -> dict[str, Tensor
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     encoder.requires_grad_(False)
     comm = Comm(Topology.make(world_size, "auto", NUM_VIRTUAL, num_groups), rank, torch.device("cpu"))
-    engine = Engine(
-        comm,
-        encoder if comm.is_encoder else None,
-        half if comm.is_aggregator else None,
-        num_features=12,
-        seed=5,
-        is_frozen=True,
-        augment=Augment(),
-        batchnorm="frozen",
-    )
+    engine = make_engine(comm, encoder, half, is_frozen=True, augment=Augment(), batchnorm="frozen")
     engine.set_training(True)
     encoder.layers[3].p = 0.0  # type: ignore[assignment]
     slides = [slide_input(comm.topology, rank, f"slide {i}", n, i % 2, i) for i, n in enumerate((23, 4))]
@@ -421,14 +393,7 @@ def synced_step(rank: int, world_size: int, batchnorm: str, bad: bool = False) -
             encoder.layers[i] = MeanOverRanks(layer.num_features).double()
             encoder.layers[i].load_state_dict(layer.state_dict())
             encoder.layers[i].group = comm.encoder_group  # type: ignore[assignment]
-    engine = Engine(
-        comm,
-        encoder if comm.is_encoder else None,
-        half if comm.is_aggregator else None,
-        num_features=12,
-        seed=5,
-        batchnorm=batchnorm,
-    )
+    engine = make_engine(comm, encoder, half, batchnorm=batchnorm)
     engine.set_training(True)
     slides = [slide_input(topology, rank, f"slide {i}", n, i % 2, i) for i, n in enumerate((23, 2))]
     if bad:
