@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,9 @@ NUM_SLIDES = 12
 # A busy machine is no fault of the code: no test fails for being slow.
 settings.register_profile("slidegrad", deadline=None)
 settings.load_profile("slidegrad")
+
+# Shells start jobs in the background with Ctrl-C ignored, and what is started from here would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
