@@ -12,7 +12,8 @@ The plan never changes which tiles are read or their order, and a tile's pixels 
 parts are only cut out and put together, resampling comes after.
 """
 
-from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,7 @@ BLOCK_PX = 512 * 1024
 """Most px in one region of several compressed tiles: 1.5 MB."""
 
 
-@dataclass(frozen=True, eq=False)
-class BlockRead:
+class BlockRead(NamedTuple):
     """One region to read, and the parts of tiles that lie in it.
 
     `x_l0`, `y_l0` is its corner in level-0 px; `x`, `y` the same corner and `width`, `height` its size in px of the
@@ -91,12 +91,11 @@ def plan_reads(
     where = np.concatenate((level_to_l0(region, downsample), region, region_end - region), axis=1)
     # By their first tiles, which lie in block order: the parts of a tile come soon after each other, and find it in the
     # cache (10 % faster where they are resampled).
-    order, parts_of = np.argsort(tile[starts], kind="stable"), np.split(parts, starts[1:])
+    order = np.argsort(tile[starts], kind="stable")
+    spans = list(pairwise([*starts.tolist(), len(parts)]))
     return [
-        BlockRead(left_l0, top_l0, left_px, top_px, width, height, parts_of[i])
-        for i, (left_l0, top_l0, left_px, top_px, width, height) in zip(
-            order.tolist(), where[order].tolist(), strict=True
-        )
+        BlockRead(*region, parts[slice(*spans[i])])
+        for i, region in zip(order.tolist(), where[order].tolist(), strict=True)
     ], int(needed.sum())
 
 
@@ -134,6 +133,11 @@ def _cover(needed: NDArray[np.bool_], most: int) -> tuple[NDArray[np.int64], NDA
     Returns:
         The rectangles, (n, 4): left, top, right, bottom in cells, half-open; and which of them holds each cell.
     """
+    if most == 1:
+        rows, columns = np.nonzero(needed)
+        owner = np.full(needed.shape, -1, np.int64)
+        owner[needed] = np.arange(len(rows))
+        return np.stack((columns, rows, columns + 1, rows + 1), 1), owner
     stride = needed.shape[1] + 1  # A cell that is not needed ends each row, a row of them the grid.
     free = bytearray(np.pad(needed, ((0, 1), (0, 1))).astype(np.uint8).tobytes())
     owner = np.full(needed.shape, -1, np.int64)
@@ -169,5 +173,6 @@ def _pairs(
         for across in range(int((right - left).max()) + 1):
             tile = np.flatnonzero((top + down <= bottom) & (left + across <= right))
             found.append(owner[top[tile] + down, left[tile] + across] * len(left) + tile)
-    box, tile = np.divmod(np.unique(np.concatenate(found)), len(left))
+    pairs = np.sort(np.concatenate(found))
+    box, tile = np.divmod(pairs[np.append(True, pairs[1:] != pairs[:-1])], len(left))
     return tile, box

@@ -71,9 +71,9 @@ def test_plan() -> None:
     bench = load("bench_plan")
     result = bench.main(num_slides=40, side_px=2_048, num_rounds=2)
     assert {found["num_steps"] for found in result["cohort"].values()} == {20}
-    assert result["step"]["all"]["num_tiles"] == result["step"]["all"]["num_rows"] == 81
+    assert [(found["num_tiles"], found["num_rows"]) for found in result["step"]] == [(81, 81), (81, 40)] * 2
     assert result["flat_table"]["slide_s_by_names"] > 0
-    assert "| half | 40 |" in bench.draw(result)
+    assert "| 81 | 40 |" in bench.draw(result)
 
 
 @pytest.mark.slow
