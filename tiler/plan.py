@@ -92,10 +92,12 @@ def plan_reads(
     # By their first tiles, which lie in block order: the parts of a tile come soon after each other, and find it in the
     # cache (10 % faster where they are resampled).
     order = np.argsort(tile[starts], kind="stable")
-    spans = list(pairwise([*starts.tolist(), len(parts)]))
+    parts_of = [parts[start:stop] for start, stop in pairwise([*starts.tolist(), len(parts)])]
     return [
-        BlockRead(*region, parts[slice(*spans[i])])
-        for i, region in zip(order.tolist(), where[order].tolist(), strict=True)
+        BlockRead(left_l0, top_l0, left_px, top_px, width, height, parts_of[i])
+        for i, (left_l0, top_l0, left_px, top_px, width, height) in zip(
+            order.tolist(), where[order].tolist(), strict=True
+        )
     ], int(needed.sum())
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from trainer.freezing import is_frozen
+from trainer.encoders.freezing import is_frozen
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 

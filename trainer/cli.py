@@ -181,9 +181,9 @@ class Verify:
 
     def run(self) -> tuple[dict[str, Any], int]:
         from manifests.files import atomic_path
-        from trainer.verify import DEFAULT_DTYPES, DEFAULT_ENCODERS, DEFAULT_TILES, plan_cases, verify
-        from trainer.verify_plot import plot_errors
-        from trainer.verify_table import build_table, describe_cases, describe_limits, summarise
+        from trainer.verify.comparison import DEFAULT_DTYPES, DEFAULT_ENCODERS, DEFAULT_TILES, plan_cases, verify
+        from trainer.verify.plot import plot_errors
+        from trainer.verify.table import build_table, describe_cases, describe_limits, summarise
 
         if self.plot is not None and not (self.plot.suffix == ".png" and self.plot.parent.is_dir()):
             raise TrainerError(f"--plot {self.plot}: expected a .png in a folder that exists; make it, or give another")

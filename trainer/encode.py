@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from trainer.augment import augment_tiles, draw_stain
 from trainer.batchnorm import RunningStats, own_layers, virtual_rank_pass
 from trainer.config import Augment
+from trainer.loading.shards import Shard, SlideInput
 from trainer.sampler import StepPlan
-from trainer.shards import Shard, SlideInput
 
 _CHUNK = 256
 """Tiles encoded at once where no gradient is needed."""

@@ -13,7 +13,7 @@ from trainer.cohort import Cohort
 from trainer.comm import Comm
 from trainer.config import RunConfig
 from trainer.errors import TrainerError
-from trainer.loader import TileLoader
+from trainer.loading.loader import TileLoader
 from trainer.topology import Topology
 
 _MOST_BYTES = 8_000_000_000

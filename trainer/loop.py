@@ -23,15 +23,15 @@ from trainer.errors import TrainerError
 from trainer.heads import Head
 from trainer.job import Job, cores_per_rank, rank_memory
 from trainer.journal import Journal
-from trainer.measures import MERITS, rank_of
+from trainer.loading.read_ahead import Reading
+from trainer.loading.shards import Reads, SlideInput
+from trainer.measures.merits import MERITS, rank_of
 from trainer.memory import settle_keep
 from trainer.model import build_engine, halves_of, load_weights
 from trainer.optimizers import build_optimizer, set_rates
-from trainer.read_ahead import Reading
 from trainer.sampler import SlideSampler, StepPlan, count_rows, shards_of, steps_of
 from trainer.schedule import learning_rate
 from trainer.scoring import Score, Tick, score_split, split_merit
-from trainer.shards import Reads, SlideInput
 from trainer.step import Outcome
 
 _CALIBRATION_SLIDES = 32

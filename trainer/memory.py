@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_leaves
 
 from trainer.encode import EncoderSide
 from trainer.errors import TrainerError
+from trainer.loading.shards import Shard
 from trainer.sampler import StepPlan
-from trainer.shards import Shard
 from trainer.step import Engine
 
 _SIZES = (4, 12)

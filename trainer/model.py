@@ -11,7 +11,7 @@ from trainer.aggregators import build_aggregator
 from trainer.checkpoint import load_half
 from trainer.comm import Comm
 from trainer.config import RunConfig
-from trainer.encoders import build_encoder
+from trainer.encoders.encoder import build_encoder
 from trainer.heads import Head
 from trainer.step import Engine
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from trainer.config import RunConfig
-from trainer.freezing import block_numbers
+from trainer.encoders.freezing import block_numbers
 
 
 def build_optimizer(

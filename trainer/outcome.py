@@ -16,14 +16,14 @@ from trainer.cohort import Case, Cohort
 from trainer.comm import Comm, join_group
 from trainer.errors import TrainerError
 from trainer.heads import Head
-from trainer.heatmap import render_heatmap
 from trainer.job import Job
 from trainer.loop import Loop
-from trainer.measures import MERITS, PREDICTED
+from trainer.measures.merits import MERITS, PREDICTED
 from trainer.model import build_engine, load_weights
-from trainer.plots import heatmap_card
 from trainer.prepare import open_run
-from trainer.report import write_report
+from trainer.reports.heatmap import render_heatmap
+from trainer.reports.plots import heatmap_card
+from trainer.reports.report import write_report
 from trainer.sampler import draw_rows, plan_scoring
 from trainer.scoring import Score, Tick, score_split, write_result, write_scores
 from trainer.step import Engine

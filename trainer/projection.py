@@ -29,7 +29,7 @@ from torch import nn
 from tiler.doctor.words import count, duration
 from trainer.batchnorm import set_mode
 from trainer.config import RunConfig
-from trainer.encoders import build_encoder
+from trainer.encoders.encoder import build_encoder
 from trainer.sampler import count_rows
 from trainer.topology import Topology
 

@@ -3,9 +3,13 @@
 import multiprocessing
 import os
 import pickle
+import signal
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +31,56 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
 
     Raises:
         RuntimeError: a rank failed; with its traceback.
-        queue.Empty: a rank neither answered nor failed in 300 s.
+        TimeoutError: a rank neither answered nor failed in 300 s, or was killed.
     """
     # forkserver: torch is imported once, in a process without threads, and every rank is a quick fork of it.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "timm", "trainer.step", "trainer.verify"])
-    results: Any = context.Queue()
+    context.set_forkserver_preload(["torch", "torch.distributed", "timm", "trainer.step", "trainer.verify.comparison"])
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Or its imports answer Ctrl-C with a traceback.
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, handler)
     with tempfile.TemporaryDirectory() as folder:
         meeting = Path(folder, "meeting")
+        ends = [context.Pipe(duplex=False) for _ in range(world_size)]
         processes = [
-            context.Process(target=_rank, args=(results, function, rank, world_size, meeting, args), daemon=True)
-            for rank in range(world_size)
+            context.Process(target=_rank, args=(end, function, rank, world_size, meeting, args), daemon=True)
+            for rank, (_, end) in enumerate(ends)
         ]
-        for process in processes:
-            process.start()
         try:
-            answers = dict(pickle.loads(results.get(timeout=_TIMEOUT_S)) for _ in processes)
-        finally:
+            for process, (_, end) in zip(processes, ends, strict=True):
+                process.start()
+                end.close()
+            until = time.monotonic() + _TIMEOUT_S
+            answers = [_answer(ours, until) for ours, _ in ends]
             for process in processes:
                 process.join(timeout=10)
+        finally:  # After Ctrl-C, or without an answer, nobody waits for the others.
+            for process in processes:
                 if process.is_alive():
                     process.kill()
-    if errors := [f"rank {rank} of {world_size}:\n{error}" for rank, (_, error) in sorted(answers.items()) if error]:
+                    process.join()
+    if errors := [f"rank {rank} of {world_size}:\n{error}" for rank, (_, error) in enumerate(answers) if error]:
         raise RuntimeError("\n".join(errors))
-    return [answers[rank][0] for rank in range(world_size)]
+    return [answer for answer, _ in answers]
 
 
-def _rank(results: Any, function: Any, rank: int, world_size: int, meeting: Path, args: tuple[Any, ...]) -> None:
+def _answer(end: "Connection[Any, Any]", until: float) -> tuple[Any, str]:
+    """What a rank found, and its error."""
+    try:
+        if end.poll(max(0.0, until - time.monotonic())):
+            found: tuple[Any, str] = pickle.loads(end.recv_bytes())
+            return found
+    except EOFError:
+        raise TimeoutError("a rank was killed") from None
+    raise TimeoutError(f"a rank did not answer in {_TIMEOUT_S} s")
+
+
+def _rank(
+    end: "Connection[Any, Any]", function: Any, rank: int, world_size: int, meeting: Path, args: tuple[Any, ...]
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends all ranks; what there is to say the parent says.
+    if not meeting.parent.exists():  # It came before this rank was there.
+        return
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
@@ -63,6 +90,6 @@ def _rank(results: Any, function: Any, rank: int, world_size: int, meeting: Path
     except Exception:  # noqa: BLE001 - carried to the parent, which raises it
         answer, error = None, traceback.format_exc()
     # Pickled by value: torch would pass tensors as shared memory, which is gone when this process ends first.
-    results.put(pickle.dumps((rank, (answer, error))))
+    end.send_bytes(pickle.dumps((answer, error)))
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from manifests.files import atomic_path, write_text
 from trainer.cohort import Cohort
 from trainer.job import Job
-from trainer.loader import TileLoader
-from trainer.measures import PREDICTED, find_merit, measure_all
+from trainer.loading.loader import TileLoader
+from trainer.measures.merits import PREDICTED, find_merit, measure_all
 from trainer.sampler import plan_scoring, shards_of, steps_of
 from trainer.step import Engine, SlideInput
 

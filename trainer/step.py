@@ -28,8 +28,8 @@ from trainer.comm import Comm
 from trainer.config import Augment
 from trainer.encode import EncoderSide, WaitClock, random_state
 from trainer.heads import Head
+from trainer.loading.shards import Reads, Shard, ShardSource, SlideInput
 from trainer.sampler import StepPlan
-from trainer.shards import Reads, Shard, ShardSource, SlideInput
 
 __all__ = ["Engine", "Outcome", "Reads", "Shard", "ShardSource", "SlideInput"]
 

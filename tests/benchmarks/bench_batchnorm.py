@@ -15,9 +15,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from trainer.measures.statistics import auc
 from trainer.outcome import score_alone
 from trainer.prepare import open_run
-from trainer.statistics import auc
 
 _TRUTH_PX_L0 = 16
 """Level-0 px per px of a truth map."""

@@ -42,9 +42,9 @@ from tests.benchmarks.in_memory import (
     make_tiles,
     resident_mb,
 )
+from trainer.loading.shards import SlideInput
 from trainer.memory import measure_cost, most_tiles, settle_keep
 from trainer.sampler import StepPlan, shards_of
-from trainer.shards import SlideInput
 from trainer.step import Engine
 
 NUM_TILES = 45_056
@@ -194,7 +194,7 @@ def _slides(
     # What reads slides is not installed on every GPU machine.
     from tests.benchmarks.big_slides import write_big_slide
     from tiler import TilerConfig, build_manifest
-    from trainer.loader import TileLoader
+    from trainer.loading.loader import TileLoader
 
     across = next(n for n in range(1, num_tiles + 1) if n * n >= num_tiles)
     with tempfile.TemporaryDirectory() as folder:

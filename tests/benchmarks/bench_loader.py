@@ -16,7 +16,7 @@ from tiler.archive import Job, tile_archive
 from tiler.config import TilerConfig
 from tiler.synth import CohortConfig, make_cohort
 from trainer.cli import Train
-from trainer.runlog import read_events
+from trainer.reports.runlog import read_events
 
 _ENCODERS = ("resnet18", "test_resnet")
 

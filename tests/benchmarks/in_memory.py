@@ -11,9 +11,9 @@ from tests.benchmarks import absent  # noqa: F401 - before the trainer
 from trainer.aggregators import build_aggregator
 from trainer.comm import Comm
 from trainer.config import Aggregator, Augment, Encoder
-from trainer.encoders import build_encoder
+from trainer.encoders.encoder import build_encoder
+from trainer.loading.shards import Shard, SlideInput
 from trainer.sampler import StepPlan
-from trainer.shards import Shard, SlideInput
 from trainer.step import Engine
 from trainer.topology import Topology
 

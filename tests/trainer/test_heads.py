@@ -24,8 +24,8 @@ from trainer.config import Head as HeadConfig
 from trainer.errors import TrainerError
 from trainer.heads import Head
 from trainer.journal import read_events
+from trainer.loading.shards import Shard, SlideInput
 from trainer.sampler import StepPlan
-from trainer.shards import Shard, SlideInput
 from trainer.step import Engine
 from trainer.targets import Targets, Task
 from trainer.topology import Topology

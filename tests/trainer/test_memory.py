@@ -16,9 +16,10 @@ from trainer.aggregators import build_aggregator
 from trainer.cli import Train
 from trainer.comm import Comm
 from trainer.config import Aggregator, Augment, Encoder
-from trainer.encoders import build_encoder
+from trainer.encoders.encoder import build_encoder
 from trainer.errors import TrainerError
 from trainer.journal import read_events
+from trainer.loading.shards import Shard, SlideInput
 from trainer.memory import (
     Cost,
     Line,
@@ -31,7 +32,6 @@ from trainer.memory import (
 )
 from trainer.ranks import run_ranks
 from trainer.sampler import StepPlan
-from trainer.shards import Shard, SlideInput
 from trainer.step import Engine
 from trainer.topology import Topology
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from trainer.aggregators import build_aggregator
 from trainer.config import Aggregator, Encoder, Optim, RunConfig
-from trainer.encoders import build_encoder
+from trainer.encoders.encoder import build_encoder
 from trainer.optimizers import build_optimizer, set_rates
 
 

@@ -1,5 +1,7 @@
 """One answer: a slide's gradients do not depend on how its virtual ranks are spread over processes, nor on memory."""
 
+import os
+import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,10 +14,10 @@ from trainer import config
 from trainer.aggregators import build_aggregator
 from trainer.comm import Comm
 from trainer.config import Aggregator, Augment
-from trainer.encoders import build_encoder
+from trainer.encoders.encoder import build_encoder
+from trainer.loading.shards import NO_CELLS, Reads, Shard, SlideInput
 from trainer.ranks import run_ranks
 from trainer.sampler import StepPlan
-from trainer.shards import NO_CELLS, Reads, Shard, SlideInput
 from trainer.step import Engine
 from trainer.topology import Topology
 
@@ -460,3 +462,12 @@ def raising(rank: int, world_size: int) -> None:
 def test_run_ranks_tells_which_rank_failed() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)rank 0 of 1.*ValueError: of 1"):
         run_ranks(raising, 1)
+
+
+def killed(*_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_run_ranks_does_not_wait_for_a_rank_that_was_killed() -> None:
+    with pytest.raises(TimeoutError, match="a rank was killed"):
+        run_ranks(killed, 2)

@@ -199,7 +199,7 @@ def test_two_steps_on_the_real_slides(real_slides: Path, tmp_path: Path) -> None
 def test_a_slide_that_changed_is_skipped_and_told(
     small_cohort: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.reading.RETRY_DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr("trainer.loading.reading.RETRY_DELAYS_S", (0.0, 0.0))
     slides = tmp_path / "slides"
     shutil.copytree(small_cohort / "slides", slides)
     tile_archive(str(slides), tmp_path / "M", TilerConfig(tile_px=32, mpp=2.0), Job(num_workers=0))
@@ -225,7 +225,7 @@ def test_any_error_of_a_reader_is_a_skipped_slide(
     def read(*_: Any, **__: Any) -> None:
         raise IndexError("odd")
 
-    monkeypatch.setattr("trainer.reading.read_plan", read)
+    monkeypatch.setattr("trainer.loading.reading.read_plan", read)
     with pytest.raises(SlidegradError, match=r"none of .* slides could be read; first: slide .*: IndexError: odd"):
         train(small_manifests, labels, tmp_path / "run", *QUICK)
 

@@ -1,0 +1,1 @@
+"""Measures: what predictions are worth, with intervals."""

@@ -1,0 +1,293 @@
+"""Pictures of a run: numbers in, SVG for a page (or PNG bytes) out.
+
+Knows no files and decides nothing; `report` chooses what is shown. Figures are made with matplotlib's objects, never
+with pyplot, so that nothing is kept open. One thing to know before changing it: an SVG goes *into* an HTML page, where
+it takes the page's font and its colours from CSS variables (`--series-1` …), so one picture suits light and dark.
+"""
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import ArrayLike, NDArray
+
+from trainer.measures.statistics import Interval, RocBand
+from trainer.reports.heatmap import COLOR_MAP
+
+INK, MUTED, LINE, BLUE, ORANGE, GREEN = "#1b1f24", "#5f6874", "#d3d8de", "#0072b2", "#d55e00", "#009e73"
+"""The last three: Okabe and Ito, Color Universal Design, 2008, told apart by all kinds of colour vision."""
+_CSS = {INK: "--ink", MUTED: "--muted", LINE: "--line", BLUE: "--series-1", ORANGE: "--series-2", GREEN: "--series-3"}
+_STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # A class may be named "$".
+    "svg.fonttype": "none",  # Text stays text: it can be selected, searched and read aloud.
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4,
+}
+_WIDE, _SQUARE = (5.6, 3.1), (4.7, 4.5)
+_ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "borderaxespad": 0.2}
+"""A legend where it covers no curve."""
+_MAX_POINTS = 300
+"""A curve of more steps is drawn as means over this many bins: 200,000 points would weigh 10 MB and look a smear."""
+_MAX_DOTS = 1000
+_MAX_NAME = 24
+_MAX_PICTURE_PX = 1800
+
+
+def loss_curves(epochs: ArrayLike, train: ArrayLike, val: ArrayLike, *, best_epoch: int | None = None) -> str:
+    """Training and validation loss by epoch, (n,) each; NaN where there is none."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure("epoch", "loss")
+        axes.plot(epochs, train, color=BLUE, marker="o", label="train")
+        if np.isfinite(np.asarray(val, float)).any():
+            axes.plot(epochs, val, color=ORANGE, marker="s", label="validation")
+        _mark_best(axes, best_epoch)
+        axes.legend(**_ABOVE)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure, "loss", "Training and validation loss by epoch")
+
+
+def merit_curve(
+    epochs: ArrayLike,
+    values: ArrayLike,
+    *,
+    measure: str = "AUC",
+    floor: tuple[float, str] = (0.5, "chance"),
+    best_epoch: int | None = None,
+) -> str:
+    """Validation AUC, or another measure of at most 1, by epoch, (n,) each; NaN where there is none.
+
+    Args:
+        epochs: from 0.
+        values: of each epoch.
+        measure: its name.
+        floor: what a model is worth that knows nothing, and what that is called.
+        best_epoch: the chosen one.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure("epoch", f"validation {measure}")
+        axes.plot(epochs, values, color=ORANGE, marker="s", label=f"validation {measure}")
+        axes.axhline(floor[0], color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label=floor[1])
+        _mark_best(axes, best_epoch)
+        axes.set_ylim(top=1.02)
+        axes.legend(**_ABOVE)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure, "merit", f"Validation {measure} by epoch")
+
+
+def learning_rate(steps: ArrayLike, lr: ArrayLike) -> str:
+    """Learning rate by step, (n,) each."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure("step", "learning rate")
+        axes.plot(*_binned(steps, lr), color=BLUE)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        return _svg(figure, "lr", "Learning rate by step")
+
+
+def throughput(steps: ArrayLike, tiles_per_s: ArrayLike, wait_share: ArrayLike) -> str:
+    """Tiles per second, and below it the share of each step spent waiting for data (0 to 1), by step, (n,) each."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=_WIDE, layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        x, y = _binned(steps, tiles_per_s)
+        upper.plot(x, y, color=BLUE)
+        upper.set(ylabel="tiles / s", ylim=(0, 1.1 * float(np.nanmax(y, initial=1))))
+        x, y = _binned(steps, wait_share)
+        lower.fill_between(x, y, color=ORANGE, alpha=0.25, linewidth=0)
+        lower.plot(x, y, color=ORANGE)
+        lower.set(xlabel="step", ylabel="data wait", ylim=(0, max(0.1, 1.15 * float(np.nanmax(y, initial=0)))))
+        lower.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        lower.yaxis.set_major_locator(MaxNLocator(3))
+        lower.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        return _svg(figure, "throughput", "Tiles per second and share of time spent waiting for data, by step")
+
+
+def roc(band: RocBand, auc: float, interval: Interval, *, confidence: float = 0.95) -> str:
+    """The ROC curve with its bootstrap band."""
+    percent = f"{confidence:.0%}".replace("%", " %")
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure("false-positive rate (1 − specificity)", "sensitivity", size=_SQUARE)
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label="chance")
+        axes.fill_between(band.fpr, band.low, band.high, color=BLUE, alpha=0.2, linewidth=0, label=f"{percent} band")
+        label = f"AUC {auc:.3f} ({interval.low:.3f}–{interval.high:.3f})"
+        axes.plot(np.append(0, band.fpr), np.append(0, band.tpr), color=BLUE, linewidth=2.2, label=label)
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        axes.legend(loc="lower right", reverse=True)
+        return _svg(figure, "roc", f"ROC curve, AUC {auc:.3f}")
+
+
+def rocs(curves: Mapping[str, tuple[RocBand, float]]) -> str:
+    """Several ROC curves without their bands: name to the curve and its AUC."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure("false-positive rate (1 − specificity)", "sensitivity", size=_SQUARE)
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+        for i, (name, (band, auc)) in enumerate(curves.items()):
+            style: dict[str, Any] = {"color": (BLUE, ORANGE, GREEN)[i % 3], "linestyle": ("-", "--", ":")[i // 3 % 3]}
+            short = name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
+            label = f"{auc:.3f} {short}"  # A legend leaves out what begins with an underscore.
+            axes.plot(np.append(0, band.fpr), np.append(0, band.tpr), linewidth=2, label=label, **style)
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        axes.legend(loc="lower right")
+        return _svg(figure, "rocs", f"ROC curves of {len(curves)}")
+
+
+def scatter(truth: ArrayLike, predicted: ArrayLike, *, name: str) -> str:
+    """Predicted against true numbers, (n,) both, in one unit, with the line where they are equal."""
+    truth_n, predicted_n = np.asarray(truth, float), np.asarray(predicted, float)
+    kept = np.random.default_rng(0).permutation(len(truth_n))[:_MAX_DOTS]
+    low, high = (float(bound([truth_n, predicted_n])) for bound in (np.min, np.max))
+    margin = 0.04 * (high - low) or 0.5
+    limits = (low - margin, high + margin)
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(f"true {name}", f"predicted {name}", size=_SQUARE)
+        axes.plot(limits, limits, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label="predicted = true")
+        axes.plot(truth_n[kept], predicted_n[kept], "o", color=BLUE, markersize=5, alpha=0.6, mew=0)
+        axes.set(xlim=limits, ylim=limits, aspect="equal")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.legend(loc="upper left")
+        return _svg(figure, f"scatter {name}", f"Predicted against true {name}")
+
+
+def score_distribution(labels: ArrayLike, scores: ArrayLike, *, names: Sequence[str] = ("negative", "positive")) -> str:
+    """Scores (0 to 1) of each class: a histogram, and below it a dot for every slide.
+
+    Args:
+        labels: 0 or 1, (n,).
+        scores: probability of class 1, (n,).
+        names: of class 0 and class 1.
+    """
+    labels_n, scores_n = np.asarray(labels), np.asarray(scores, float)
+    rng = np.random.default_rng(0)
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(f"score (probability of {names[1]})", "", size=_SQUARE)
+        for row, color in enumerate((BLUE, ORANGE)):
+            of_class = scores_n[labels_n == row]
+            counts, edges = np.histogram(of_class, bins=20, range=(0, 1))
+            axes.stairs(
+                row + 0.55 * counts / max(counts.max(), 1), edges, baseline=row, fill=True, color=color, alpha=0.55
+            )
+            dots = rng.permutation(of_class)[:_MAX_DOTS]
+            axes.plot(
+                dots, row - rng.uniform(0.07, 0.24, len(dots)), "o", color=color, markersize=3.4, alpha=0.6, mew=0
+            )
+            if len(of_class):
+                axes.plot([np.median(of_class)] * 2, [row - 0.28, row + 0.6], color=INK, linewidth=1.2)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.4, 1.7))
+        axes.set_yticks([0.1, 1.1], [f"{n}\nn = {(labels_n == i).sum()}" for i, n in enumerate(names)])
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        return _svg(figure, "scores", "Distribution of scores by class; the upright line is the median")
+
+
+def heatmap_card(thumbnail: NDArray[np.uint8], heatmap: NDArray[np.uint8], mpp_thumb: float) -> bytes:
+    """The slide beside its heatmap, with a scale bar and a colour bar, as PNG on a white card.
+
+    Args:
+        thumbnail: RGB of the whole slide, (h, w, 3).
+        heatmap: from `heatmap.render_heatmap`, (h, w, 3).
+        mpp_thumb: microns per px of both.
+    """
+    height, width = thumbnail.shape[:2]
+    # Wide slides one above the other, others side by side: fills a page's width either way.
+    rows, columns = (2, 1) if width > 2 * height else (1, 2)
+    panel_w = 10.0 / columns
+    panel_h = min(panel_w * height / width, 9.0)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(min(panel_w, panel_h * width / height) * columns + 1.0, panel_h * rows + 0.4))
+        figure.set_layout_engine("constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for panel, picture, title in zip(panels, (thumbnail, heatmap), ("slide", "attention"), strict=True):
+            panel.imshow(_shrunk(picture), interpolation="lanczos", extent=(0, width, height, 0))
+            panel.set_title(title, loc="left", color=MUTED, fontsize=10)
+            panel.set_axis_off()
+        _scale_bar(panels[0], width, height, mpp_thumb)
+        bar = figure.colorbar(mpl.cm.ScalarMappable(cmap=COLOR_MAP), ax=list(panels), shrink=0.6, aspect=28, pad=0.015)
+        bar.set_ticks([0, 0.5, 1], labels=["lowest", "median", "highest"])
+        bar.set_label("rank of a tile's attention within the slide")
+        bar.outline.set_visible(False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=140, facecolor="white", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def _figure(xlabel: str, ylabel: str, *, size: tuple[float, float] = _WIDE) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    return figure, axes
+
+
+def _mark_best(axes: Axes, best_epoch: int | None) -> None:
+    if best_epoch is not None:
+        axes.axvline(best_epoch, color=GREEN, linewidth=1.2, linestyle="--", label="chosen checkpoint")
+
+
+def _binned(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The curve as means over at most `_MAX_POINTS` bins of equal length."""
+    points = np.stack([np.asarray(x, float), np.asarray(y, float)])
+    num_points = points.shape[1]
+    if num_points <= _MAX_POINTS:
+        return points[0], points[1]
+    starts = np.linspace(0, num_points, _MAX_POINTS, endpoint=False).astype(np.int64)
+    means = np.add.reduceat(points, starts, axis=1) / np.diff(np.append(starts, num_points))
+    return means[0], means[1]
+
+
+def _shrunk(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """At most `_MAX_PICTURE_PX` a side: matplotlib takes 15 s for a picture of 6,000 px, and shows no more of it."""
+    factor = min(1.0, _MAX_PICTURE_PX / max(picture.shape[:2]))
+    return np.asarray(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _scale_bar(panel: Axes, width: int, height: int, mpp: float) -> None:
+    """A bar of 1, 2 or 5 times a power of ten microns, at most a quarter of the picture long, below its left corner."""
+    limit_um = width * mpp / 4
+    decade = 10.0 ** np.floor(np.log10(limit_um))
+    length_um = max(m for m in (1, 2, 5) if m * decade <= limit_um) * decade
+    text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+    y = height * 1.02
+    panel.plot([0, length_um / mpp], [y, y], color=INK, linewidth=2.5, clip_on=False, solid_capstyle="butt")
+    panel.text(length_um / mpp + 0.01 * width, y, text, va="center", fontsize=9, clip_on=False)
+    panel.set(xlim=(0, width), ylim=(height, 0))
+
+
+def _svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an SVG element for an HTML page: no prolog, no address, colours from the page."""
+    buffer = io.StringIO()
+    # Ids that are referred to are hashes salted with the name: they differ between the figures of one page.
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # The style element would hold for the whole page; its one rule is in the page's own style.
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"| id="[a-zA-Z0-9.]+_\d+"', "", svg)
+    svg = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
+    svg = re.sub(r"(font(?:-family)?: [^;\"]*?)'?DejaVu Sans'?[^;\"]*", r"\1inherit", svg)
+    for color, variable in _CSS.items():
+        svg = svg.replace(color, f"var({variable}, {color})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)

@@ -1,0 +1,1 @@
+"""`slidegrad verify`: gradients of ranks, virtual ranks and groups held against one process."""
