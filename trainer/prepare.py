@@ -114,10 +114,9 @@ def _check_model(job: Job, *, initial: bool) -> None:
     head = Head.for_cohort(config.head, job.cohort)
     engine = build_engine(config, alone, tile_px=job.tile_px, head=head, initial=initial)
     assert engine.encoder is not None, "alone, a rank has both halves"
-    if encoder.batchnorm not in ("running", "sync") and not any(
-        isinstance(module, BatchNorm) for module in engine.encoder.modules()
-    ):
-        print(f"note: encoder.batchnorm={encoder.batchnorm} changes nothing: {encoder.name} has none", file=sys.stderr)
+    asked = job.config.encoder.batchnorm
+    if asked != "running" and not any(isinstance(module, BatchNorm) for module in engine.encoder.modules()):
+        print(f"note: encoder.batchnorm={asked} changes nothing: {encoder.name} has none", file=sys.stderr)
 
 
 def _check_archive(job: Job) -> None:
