@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_UNEXPECTED, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
+EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_UNEXPECTED, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 70, 75, 130
 
 COMMANDS = {
     "tile": ("tiler.cli", "Tile", "build a manifest of tissue tiles for every slide of an archive"),
@@ -49,7 +49,7 @@ _TROUBLE = {
 
 _KEPT = {
     "tile": "; what was finished is kept: run it again to go on",
-    "train": "; the last checkpoint is kept: run it again with --resume to go on from there",
+    "train": "; checkpoints are kept, if there are some: run it again with --resume to go on from the last one",
 }
 """What Ctrl-C leaves."""
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         _complain(f"unknown command {argv[0]!r}; one of {', '.join(COMMANDS)}")
         return EXIT_USAGE
     stdout = 1 if {"-h", "--help"} & set(argv) else _keep_stdout()
-    from manifests.errors import SlidegradError
+    from manifests.errors import SlidegradError, Stopped
 
     try:
         result, code = _parse(argv[0], argv[1:]).run()
@@ -85,6 +85,10 @@ def main(argv: Sequence[str]) -> int:
     except SlidegradError as error:
         _complain(str(error))
         return EXIT_USAGE
+    except Stopped as stopped:
+        if str(stopped):
+            _complain(str(stopped))
+        return EXIT_STOPPED
     except KeyboardInterrupt:
         _complain("interrupted" + _KEPT.get(argv[0], ""))
         return EXIT_INTERRUPTED

@@ -11,3 +11,8 @@ class SlidegradError(Exception):
 
 class ManifestError(SlidegradError):
     """A manifest, catalogue or manifests root that cannot be used."""
+
+
+class Stopped(Exception):  # noqa: N818 - no error
+    """A signal ended the work; what is done is saved, and the same command goes on from there. Its text may be empty,
+    where another process tells."""

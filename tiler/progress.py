@@ -18,7 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-_LOG_EVERY_S = 30.0
+LOG_EVERY_S = 30.0
+"""Seconds from one line to the next in a log."""
 
 
 class _Rate(ProgressColumn):
@@ -27,10 +28,11 @@ class _Rate(ProgressColumn):
 
 
 def progress_bar() -> Progress:
-    """The bar that every long command shows on stderr."""
+    """The bar that every long command shows on stderr, if that is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, *times, console=Console(file=sys.stderr))
+    console = Console(file=sys.stderr)
+    return Progress(*columns, *times, console=console, disable=not console.is_terminal)
 
 
 class Counter:
@@ -68,7 +70,7 @@ class Counter:
         self._done += 1
         if self._is_live:
             self._bar.update(self._task, advance=1, description=f"{self._what}{note}")
-        elif time.monotonic() - self._told > _LOG_EVERY_S:
+        elif time.monotonic() - self._told > LOG_EVERY_S:
             self._told = time.monotonic()
             rate = self._done / (self._told - self._started)
             left_min = (self._total - self._done) / rate / 60

@@ -69,8 +69,7 @@ class RunningStats:
         self._tracked = [layer.num_batches_tracked for layer in self.layers]
         # Per buffer the sum over tiles, and the number of tiles: tensors that ranks can add up.
         self.sums = [torch.zeros_like(buffer) for buffer in self._before]
-        like = self._before[0] if self._before else torch.zeros(())
-        self.num_tiles = like.new_zeros(1)
+        self.num_tiles = next(encoder.parameters()).new_zeros(1)
         self._pending: list[tuple[int, list[Tensor]]] = []
         self._restore()
 

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -11,13 +13,18 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from tiler.progress import progress_bar
+from tiler.progress import LOG_EVERY_S, Counter, progress_bar
 from trainer.config import RunConfig
 from trainer.errors import TrainerError
 from trainer.recipes import RECIPES, get_recipe
 
 if TYPE_CHECKING:
+    import torch
+
     from trainer.topology import Topology
+
+_LAUNCHER_S = 10.0
+"""In which the launcher notices that a rank has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,8 @@ class Train:
     """The run's folder."""
     nproc: int = 1
     """Processes on this machine, the aggregator included."""
+    restarts: int = 0
+    """How often all processes are started again, from the newest checkpoint, after one has died."""
     resume: bool = False
     """Go on with the run in --out from its newest checkpoint."""
     config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
@@ -58,11 +67,13 @@ class Train:
 
         if self.nproc < 1:
             raise TrainerError(f"--nproc {self.nproc}: expected at least 1")
+        if self.restarts < 0 or (self.restarts and self.nproc == 1):
+            raise TrainerError(f"--restarts {self.restarts}: expected 0, or more with --nproc from 2")
         if is_launched() or self.nproc == 1:
             return self._run_rank()
         topology = self._topology(self.nproc)
         self._prepare(topology)
-        launch(self._rank_arguments(), self.nproc, cores_per_rank(topology))
+        launch(self._rank_arguments(), self.nproc, cores_per_rank(topology), self.restarts)
         result = json.loads((self.out / "result.json").read_text())
         return result, 1 if result["num_skipped"] else 0
 
@@ -73,6 +84,7 @@ class Train:
         return Topology.make(num_processes, machine.aggregator, self.config.virtual_ranks, machine.groups)
 
     def _prepare(self, topology: "Topology") -> None:
+        from trainer.launch import is_restarted
         from trainer.prepare import prepare_run
 
         prepare_run(
@@ -81,31 +93,47 @@ class Train:
             manifests=self.manifests,
             labels=self.labels,
             topology=topology,
-            resume=self.resume,
+            resume=self.resume or (is_restarted() and (self.out / "config.yaml").exists()),
         )
 
     def _run_rank(self) -> tuple[dict[str, Any], int]:
         """This rank's part of the run. Only the main rank has the result; launched ranks always end with 0."""
-        from trainer.comm import Comm, join_group, leave_group
+        from trainer.comm import is_lost_rank, join_group, leave_group
         from trainer.launch import is_launched, is_ours
+        from trainer.memory import full_memory_told
+        from trainer.stopping import listening
+
+        try:
+            with listening(), full_memory_told():
+                result = self._train(*join_group())
+        except RuntimeError as error:
+            if not is_lost_rank(error):
+                raise
+            time.sleep(_LAUNCHER_S)  # It ends this rank too; the one to tell about is the one that was first.
+            raise TrainerError("another rank has ended, so this one does too; see above for its message") from None
+        leave_group()  # Not after an error: the others are waiting elsewhere, and the launcher ends them.
+        if is_ours():
+            return {}, 0
+        return result, 1 if result.get("num_skipped") and not is_launched() else 0
+
+    def _train(self, rank: int, world_size: int, device: "torch.device") -> dict[str, Any]:
+        """Trains, and returns the result; on the main rank."""
+        from trainer.comm import Comm
         from trainer.loop import Loop
         from trainer.outcome import conclude
         from trainer.prepare import open_run
 
-        rank, world_size, device = join_group()
         topology = self._topology(world_size)
         comm = Comm(topology, rank, device)
         if comm.is_main:
             self._prepare(topology)
         comm.barrier()
-        with progress_bar() as bar:
-            loop = Loop(open_run(self.out), comm, _Tick(bar) if comm.is_main else _silent)
+        with (
+            progress_bar() as bar,
+            closing(Loop(open_run(self.out), comm, _Tick(bar) if comm.is_main else _silent)) as loop,
+        ):
             loop.run()
-            result = conclude(loop)
-        leave_group()  # Not after an error: the others are waiting elsewhere, and the launcher ends them.
-        if is_ours():
-            return {}, 0
-        return result, 1 if result.get("num_skipped") and not is_launched() else 0
+            return conclude(loop)
 
     def _rank_arguments(self) -> list[str]:
         """The command line of a rank; everything that matters is in `config.yaml` by now."""
@@ -125,9 +153,10 @@ class Evaluate:
     """The manifests folder, if it is not where it was."""
 
     def run(self) -> tuple[dict[str, Any], int]:
+        from trainer.memory import full_memory_told
         from trainer.outcome import evaluate
 
-        with progress_bar() as bar:
+        with progress_bar() as bar, full_memory_told():
             result = evaluate(self.run_folder, self.split, self.manifests, _Tick(bar))
         return result, 1 if result["num_skipped"] else 0
 
@@ -144,9 +173,11 @@ class Heatmap:
     """The manifests folder, if it is not where it was."""
 
     def run(self) -> tuple[dict[str, Any], int]:
+        from trainer.memory import full_memory_told
         from trainer.outcome import draw_one_heatmap
 
-        return draw_one_heatmap(self.run_folder, self.slide_id, self.manifests), 0
+        with full_memory_told():
+            return draw_one_heatmap(self.run_folder, self.slide_id, self.manifests), 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,11 +233,11 @@ class Verify:
         console = Console(file=sys.stderr, width=146)
         console.print(describe_cases(cases[0]), highlight=False)
         found = {}
-        with progress_bar() as bar:
-            task = bar.add_task("comparing", total=len(cases))
+        with Counter("comparing") as counter:
+            counter.start(len(cases))
             for result in verify(cases):
                 found[result.case] = result
-                bar.advance(task)
+                counter.advance()
         results = [found[case] for case in cases]
         console.print(build_table(results))
         for sentence in describe_limits(results):
@@ -220,20 +251,26 @@ class Verify:
 
 
 class _Tick:
-    """One progress bar per phase of a run (an epoch, a validation), made at its first slide."""
+    """Progress of a run by its phases (an epoch, a validation): a bar for each, or in a log a line now and then."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._tasks: dict[str, TaskID] = {}
+        self._num_done, self._told = 0, time.monotonic()
 
     def __call__(self, *, doing: str, total: int, about: str = "", note: str = "") -> None:
         if note:
-            self._bar.console.print(note)
+            print(note, file=sys.stderr) if self._bar.disable else self._bar.console.print(note)
         if doing not in self._tasks:
             for task in self._tasks.values():
                 self._bar.remove_task(task)
-            self._tasks = {doing: self._bar.add_task(doing, total=total)}
+            self._tasks, self._num_done = {doing: self._bar.add_task(doing, total=total)}, 0
+        self._num_done += 1
         self._bar.update(self._tasks[doing], advance=1, description=f"{doing} {about}".strip())
+        is_due = time.monotonic() - self._told > LOG_EVERY_S or self._num_done == total
+        if self._bar.disable and is_due:
+            self._told = time.monotonic()
+            print(f"{doing}: {self._num_done}/{total} {about}".rstrip(), file=sys.stderr, flush=True)
 
 
 def _silent(*, doing: str, total: int, about: str = "", note: str = "") -> None:

@@ -301,4 +301,4 @@ def _split(name: str) -> Split:
     for split in SPLITS:
         if split == name:
             return split
-    raise TrainerError(f"split {name!r}: expected one of {', '.join(SPLITS)}")
+    raise TrainerError(f"labels: split {name!r}: expected one of {', '.join(SPLITS)}")

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from trainer.config import COLLECTIVES_S
 from trainer.topology import MAIN_RANK, Topology
 
 _TIMEOUT = timedelta(seconds=COLLECTIVES_S)
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "connectFullMesh failed")
+"""What gloo says when a rank is gone."""
 
 
 class Comm:
@@ -189,6 +192,24 @@ class Comm:
         dist.gather_object(value if self.is_aggregator else None, values, MAIN_RANK)
         return [values[rank] for rank in self.topology.aggregator_ranks] if values else []
 
+    def total(self, *numbers: float) -> list[float]:
+        """Each number's sum over all ranks, on every rank."""
+        if self.topology.world_size == 1:
+            return list(numbers)
+        box = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(box)
+        found: list[float] = box.tolist()
+        return found
+
+    def any_error(self, error: str) -> str:
+        """One failed rank's error, or "" if none failed, on every rank of the run."""
+        if not any(self.total(bool(error))):
+            return ""
+        errors = [error] * self.topology.world_size
+        if self.topology.world_size > 1:
+            dist.all_gather_object(errors, error)
+        return next(e for e in errors if e)
+
     def least(self, number: int) -> int:
         """The least of all ranks' numbers, on every rank."""
         if self.topology.world_size == 1:
@@ -216,7 +237,13 @@ def join_group() -> tuple[int, int, torch.device]:
     elif torch.cuda.is_available() and rank == MAIN_RANK:
         print(f"note: {torch.cuda.device_count()} GPUs for more ranks: running on the CPU", file=sys.stderr)
     if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+        store, *_ = next(rendezvous("env://", timeout=_TIMEOUT))
+        # torchrun keeps its store over restarts: without a place of its own an attempt finds addresses of the dead.
+        attempt = torch._C._distributed_c10d.PrefixStore(
+            f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
+        )
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=_TIMEOUT)
     return rank, world_size, device
 
 
@@ -228,6 +255,12 @@ def choose_device(local_rank: int, num_local: int) -> torch.device:
     if torch.cuda.is_available() and num_local <= torch.cuda.device_count():
         return torch.device("cuda", local_rank)
     return torch.device("cpu")
+
+
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone."""
+    network = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
+    return isinstance(error, network) or any(sign in str(error) for sign in _LOST)
 
 
 def leave_group() -> None:

@@ -26,11 +26,17 @@ class Cohort:
     """Share of patients for validation, where the labels name no split."""
     test_fraction: float = 0.2
     """Share of patients for the test, where the labels name no split."""
+    balance: Literal["none", "once", "epoch"] = "none"
+    """Training slides drawn so that every class has as many as the rarest (head.task classes): once, the same in all
+    epochs, as the paper did with its breast cohort; or anew in each epoch."""
+    max_skipped: float = 0.1
+    """Share of an epoch's slides, [0, 1]: if more of them cannot be read the run ends. One slide never ends it."""
 
     def __post_init__(self) -> None:
         _check(0 < self.fraction_per_epoch <= 1, "cohort.fraction_per_epoch", self.fraction_per_epoch, "(0, 1]")
         _check(0 <= self.val_fraction < 1, "cohort.val_fraction", self.val_fraction, "[0, 1)")
         _check(0 <= self.test_fraction < 1, "cohort.test_fraction", self.test_fraction, "[0, 1)")
+        _check(0 <= self.max_skipped <= 1, "cohort.max_skipped", self.max_skipped, "[0, 1]")
         both = self.val_fraction + self.test_fraction
         _check(both < 1, "cohort.val_fraction + cohort.test_fraction", both, "below 1, some patients must train")
 
@@ -46,12 +52,15 @@ class Tiles:
     k_per_rank: int | None = None
     """Sugar for k = k_per_rank x virtual_ranks, resolved once at the start of the run."""
     max_tiles: int = 45_056
-    """A slide with more gives this many, drawn without replacement (tiles=all). 45,056 = 11 x 4,096, the paper's."""
+    """A slide with more gives this many, drawn without replacement: in training if tiles=all, in scoring always.
+    45,056 = 11 x 4,096, the paper's."""
 
     def __post_init__(self) -> None:
         given = (self.k is not None) + (self.k_per_rank is not None)
-        _check(self.tiles != "fixed" or given == 1, "tiles.tiles", "fixed", "exactly one of tiles.k, tiles.k_per_rank")
-        _check(self.tiles != "all" or given == 0, "tiles.tiles", "all", "neither tiles.k nor tiles.k_per_rank")
+        out = f"; k is {self.k}, give --tiles.k None" if self.k is not None else ""
+        one = f"exactly one of tiles.k, tiles.k_per_rank{out}"
+        _check(self.tiles != "fixed" or given == 1, "tiles.tiles", "fixed", one)
+        _check(self.tiles != "all" or given == 0, "tiles.tiles", "all", f"neither tiles.k nor tiles.k_per_rank{out}")
         for name in ("k", "k_per_rank", "max_tiles"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"tiles.{name}", value, "at least 1")
@@ -164,24 +173,39 @@ class Optim:
     aggregator_lr: float | None = None
     """Peak learning rate of the aggregator; lr if not given."""
     weight_decay: float = 0.01
+    final_weight_decay: float | None = None
+    """Weight decay at the end, reached along half a cosine; weight_decay all the time if not given."""
     warmup_epochs: float = 1.0
     """Epochs of linear warm-up."""
-    precision: Literal["float32", "bf16", "float64"] = "float32"
-    """bf16: the encoder runs under autocast, weights stay float32."""
+    clip: float | None = None
+    """Longest gradient, by its norm over both halves together; a longer one is shortened to it."""
+    ema: float | None = None
+    """Decay of a moving average of the weights, (0, 1), by which slides are then scored; none if not given."""
+    patience: int | None = None
+    """Epochs without a better validation after which the run stops; it goes through all epochs if not given."""
+    precision: Literal["float32", "tf32", "bf16", "fp16", "float64"] = "float32"
+    """tf32: matrix products of float32 in a GPU's 19-bit format. bf16, fp16: the encoder runs under autocast, weights
+    stay float32; with fp16 the loss of both halves is scaled, and a step that overflows on any rank is left out."""
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "optim.epochs", self.epochs, "at least 1")
         _check(self.slides_per_step >= 1, "optim.slides_per_step", self.slides_per_step, "at least 1")
-        _check(self.lr > 0, "optim.lr", self.lr, "above 0")
+        _check(0 < self.lr < math.inf, "optim.lr", self.lr, "above 0, and not without end")
         _check(
             self.aggregator_lr is None or self.aggregator_lr > 0, "optim.aggregator_lr", self.aggregator_lr, "above 0"
         )
         _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
+        last = self.final_weight_decay
+        _check(last is None or last >= 0, "optim.final_weight_decay", last, "at least 0")
         _check(0 <= self.warmup_epochs <= self.epochs, "optim.warmup_epochs", self.warmup_epochs, "[0, epochs]")
+        _check(self.clip is None or self.clip > 0, "optim.clip", self.clip, "above 0")
+        _check(self.ema is None or 0 < self.ema < 1, "optim.ema", self.ema, "(0, 1)")
+        _check(self.patience is None or self.patience >= 1, "optim.patience", self.patience, "at least 1")
 
 
-COLLECTIVES_S = 600
-"""How long ranks wait for each other, s (`trainer.comm`)."""
+COLLECTIVES_S = 6 * 3600
+"""How long ranks wait for each other, s (`trainer.comm`): an aggregator for a slide's features, a group for another's
+slides. A rank that ends is noticed at once, so this ends only what hangs for a reason that nobody knew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,9 +224,12 @@ class Machine:
     """Memory of each rank for tiles that are read ahead or used twice, GB; if not given a quarter of its share of the
     machine's, at most 8."""
     read_deadline_s: float = 300.0
-    """How long a step waits for one slide's tiles in all, s, before it skips the slide; below 600."""
+    """How long a step waits for one slide's tiles in all, s, before it skips the slide; below six hours."""
     reader_threads: int | None = None
     """Threads that read tiles, per rank; this rank's share of the cores if not given."""
+    save_every: int = 500
+    """Optimiser steps from one checkpoint to the next within an epoch; 0 for none but after each epoch, and when a
+    signal ends the run."""
     manifests: Annotated[Path | None, tyro.conf.Suppress] = None
     """The manifests folder, as the run was started with."""
     archive: Path | None = None
@@ -218,6 +245,7 @@ class Machine:
         is_below = 0 < self.read_deadline_s < COLLECTIVES_S
         until = f"above 0 and below {COLLECTIVES_S} s, when the other ranks give up"
         _check(is_below, "machine.read_deadline_s", self.read_deadline_s, until)
+        _check(self.save_every >= 0, "machine.save_every", self.save_every, "at least 0")
         threads = self.reader_threads
         _check(threads is None or threads >= 1, "machine.reader_threads", threads, "at least 1")
 
@@ -244,6 +272,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         v = self.virtual_ranks
         _check(v is None or v >= 1, "virtual_ranks", v, "at least 1")
+        _check(0 <= self.seed < 2**63, "seed", self.seed, "[0, 2^63)")
+        is_meant = self.cohort.balance == "none" or self.head.task == "classes"
+        _check(is_meant, "cohort.balance", self.cohort.balance, f"none, as head.task is {self.head.task}")
 
     def resolved(self, num_encoder_ranks: int) -> Self:
         """The config with `virtual_ranks` and `k` settled, as it is saved and kept on resume."""
@@ -254,9 +285,9 @@ class RunConfig:
         return dataclasses.replace(self, virtual_ranks=num_virtual, tiles=tiles)
 
     def differences(self, other: Self) -> list[str]:
-        """Names of the fields that make another run of it; `machine` does not count."""
+        """Names of the fields that make another run of it; `machine` and `cohort.max_skipped` do not count."""
         ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
-        return sorted(name for name in ours if ours[name] != theirs[name] and not name.startswith("machine."))
+        return sorted(name for name in ours if ours[name] != theirs[name] and not _may_change(name))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, fit for YAML."""
@@ -283,6 +314,11 @@ class RunConfig:
 def _check(good: bool, name: str, value: object, expected: str) -> None:
     if not good:
         raise TrainerError(f"{name} is {value}: expected {expected}")
+
+
+def _may_change(name: str) -> bool:
+    """It says how the work is done, or when it ends, not what it gives."""
+    return name.startswith("machine.") or name == "cohort.max_skipped"
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -61,8 +62,16 @@ class Job:
         paths = read_paths(source.root, config.machine.archive)
         return cls(run=run, config=config, cohort=cohort, source=source, paths=paths, tile_px=sizes.pop()[0])
 
-    def loader(self, comm: Comm) -> TileLoader:
-        """A tile loader for one rank, with this rank's share of cores and memory unless the config says otherwise."""
+    def loader(
+        self, comm: Comm, hold: Callable[[str], None] = lambda _: None, quarantined: Collection[str] = ()
+    ) -> TileLoader:
+        """A tile loader for one rank, with this rank's share of cores and memory unless the config says otherwise.
+
+        Args:
+            comm: this rank's end of the group.
+            hold: see `ShardReader`.
+            quarantined: likewise.
+        """
         machine = self.config.machine
         most, budget = rank_memory(comm.topology), self.read_ahead_bytes(comm.topology)
         if machine.read_ahead_gb is not None and budget > most and comm.is_first_encoder:
@@ -79,6 +88,8 @@ class Job:
             budget_bytes=min(budget, most),
             deadline_s=machine.read_deadline_s,
             device=comm.device,
+            hold=hold,
+            quarantined=quarantined,
         )
 
     def read_ahead_bytes(self, topology: Topology) -> int:

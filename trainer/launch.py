@@ -1,11 +1,16 @@
 """Starting the ranks of a run: torchrun's launcher for the user, or the group that torchrun already made."""
 
 import os
+import signal
 from collections.abc import Sequence
 
+from manifests.errors import Stopped
 from trainer.errors import TrainerError
+from trainer.stopping import SIGNALS
 
 _OURS = "SLIDEGRAD_LAUNCHER"
+_SAVE_S = 900
+"""Seconds that ranks have to end a step and save, before they are killed."""
 
 
 def is_ours() -> bool:
@@ -18,17 +23,26 @@ def is_launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(arguments: Sequence[str], num_processes: int, threads_per_rank: int) -> None:
+def is_restarted() -> bool:
+    """torchrun started this process again, after a rank had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def launch(arguments: Sequence[str], num_processes: int, threads_per_rank: int, num_restarts: int = 0) -> None:
     """Runs `python -m trainer ARGUMENTS` in `num_processes` ranks on this machine and waits for them.
+
+    SIGTERM and SIGUSR1 are passed on to the ranks, which end when they have saved.
 
     Args:
         arguments: the command line of `slidegrad train`, without its --nproc.
         num_processes: ranks, the aggregator included.
         threads_per_rank: compute threads of each.
+        num_restarts: how often all ranks are started again after one has died.
 
     Raises:
-        TrainerError: a rank refused its input; its own sentence is on stderr above.
-        RuntimeError: a rank died otherwise.
+        TrainerError: a rank refused its input, or died; its own sentence is on stderr above.
+        RuntimeError: a fault of ours in a rank.
+        Stopped: a signal ended the ranks.
         KeyboardInterrupt: Ctrl-C reached the ranks.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -36,15 +50,32 @@ def launch(arguments: Sequence[str], num_processes: int, threads_per_rank: int) 
     from torch.distributed.run import parse_args, run
 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVE_S))
     os.environ[_OURS] = "1"
+    flags = {
+        "--nproc-per-node": num_processes,
+        "--max-restarts": num_restarts,
+        "--signals-to-handle": ",".join(("SIGINT", "SIGHUP", "SIGQUIT", *(s.name for s in SIGNALS))),
+    }
+    options = [str(word) for pair in flags.items() for word in pair]
     try:
-        run(parse_args(["--standalone", "--nproc-per-node", str(num_processes), "-m", "trainer", *arguments]))
-    except SignalException:
+        run(parse_args(["--standalone", *options, "-m", "trainer", *arguments]))
+    except SignalException as error:
+        if error.sigval in SIGNALS:
+            raise Stopped from None
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
-        sentence = f"rank {rank} of {num_processes} ended with exit code {failure.exitcode}; its message is above"
+        which = f"rank {rank} of {num_processes}"
         if 130 in codes:
             raise KeyboardInterrupt from None
-        raise (TrainerError if 2 in codes else RuntimeError)(sentence) from None
+        if 75 in codes:
+            raise Stopped from None
+        if failure.exitcode < 0:
+            raise TrainerError(
+                f"{which} was killed by {signal.Signals(-failure.exitcode).name}, which ended all; look for it in the "
+                "system's log (memory?), then give --resume, and --restarts to have that done"
+            ) from None
+        sentence = f"{which} ended with exit code {failure.exitcode}; its message is above"
+        raise (TrainerError if failure.exitcode == 2 else RuntimeError)(sentence) from None

@@ -8,6 +8,7 @@ import itertools
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -16,23 +17,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from manifests.errors import Stopped
 from tiler.version import VERSION
-from trainer.checkpoint import chosen_checkpoint, list_checkpoints, load_half, read_state, save_checkpoint
+from trainer.checkpoint import chosen_checkpoint, load_newest, save_checkpoint
 from trainer.comm import Comm
 from trainer.errors import TrainerError
 from trainer.heads import Head
 from trainer.job import Job, cores_per_rank, rank_memory
 from trainer.journal import Journal
+from trainer.loading.quarantine import InHand, collect_crashes
 from trainer.loading.read_ahead import Reading
 from trainer.loading.shards import Reads, SlideInput
 from trainer.measures.merits import MERITS, rank_of
 from trainer.memory import settle_keep
-from trainer.model import build_engine, halves_of, load_weights
-from trainer.optimizers import build_optimizer, set_rates
+from trainer.model import build_engine, load_weights
 from trainer.sampler import SlideSampler, StepPlan, count_rows, shards_of, steps_of
-from trainer.schedule import learning_rate
+from trainer.schedule import learning_rate, weight_decay
 from trainer.scoring import Score, Tick, score_split, split_merit
-from trainer.step import Outcome
+from trainer.standing import Standing
+from trainer.stopping import stopped, wants_stop
+from trainer.update import Update
 
 _CALIBRATION_SLIDES = 32
 
@@ -51,15 +55,14 @@ class Loop:
         config = job.config
         if comm.device.type == "cpu":
             torch.set_num_threads(cores_per_rank(comm.topology))
-        whole = list_checkpoints(job.run)
-        name = comm.from_main(whole[-1].name if whole else None)
-        self.newest = job.run / "checkpoints" / name if name else None
+        mine = {"encoder": comm.is_encoder, "aggregator": comm.is_aggregator}
+        self.newest, self._state, self._saved = load_newest(job.run, comm, [half for half in mine if mine[half]])
         """The checkpoint to go on from."""
         head = Head.for_cohort(config.head, job.cohort)
-        self.engine = build_engine(config, comm, tile_px=job.tile_px, head=head, initial=name is None)
+        self.engine = build_engine(config, comm, tile_px=job.tile_px, head=head, initial=self.newest is None)
         if config.machine.keep == "auto":
             self._settle_keep()
-        self.loader = job.loader(comm)
+        training = job.cohort.of("train")
         self.sampler = SlideSampler(
             job.cohort.num_tiles("train"),
             comm.topology,
@@ -67,124 +70,161 @@ class Loop:
             seed=config.seed,
             fraction=config.cohort.fraction_per_epoch,
             tiles=config.tiles,
+            balance=config.cohort.balance,
+            labels={slide_id: case.label for slide_id, case in training.items()} if head.task == "classes" else None,
         )
-        self.optimizers = {half: build_optimizer(m, config, half) for half, m in halves_of(self.engine).items()}
+        self.update = Update(self.engine, config)
         self.slides_per_epoch = len(self.sampler.steps())
-        self.best: tuple[float | None, float | None] | None = None
-        """(merit on the validation slides, minus their loss) of the best epoch; None where it is not defined."""
-        self.best_epoch: int | None = None
-        self.skipped: dict[str, str] = {}
-        """slide_id to why it was skipped, the last time."""
+        self.standing = Standing()
+        quarantined = comm.from_main(collect_crashes(job.run) if comm.is_main else None)
+        self._in_hand = InHand(job.run)
+        self.loader = job.loader(comm, self._in_hand.hold, quarantined)
 
     def run(self) -> None:
-        """Trains to the end, from the newest checkpoint if there is one."""
+        """Trains to the end, from the newest checkpoint if there is one.
+
+        Raises:
+            Stopped: a signal ended it; what is done is in a checkpoint.
+        """
         self._begin()
         with ExitStack() as stack:
             journal = stack.enter_context(Journal(self.job.run)) if self.comm.is_main else None
             started = time.perf_counter()
             if journal:
                 journal.write("run", **self._describe())
-            for epoch in range(self.sampler.epoch, self.job.config.optim.epochs):
-                self._epoch(epoch, journal)
+            while self.sampler.epoch < self.job.config.optim.epochs and not self._is_out_of_patience():
+                self._epoch(self.sampler.epoch, journal)
             if journal:
                 journal.write("end", seconds=time.perf_counter() - started)
+
+    def close(self) -> None:
+        """Reads no more."""
+        self._in_hand.close()
+
+    def _is_out_of_patience(self) -> bool:
+        patience, best = self.job.config.optim.patience, self.standing.best_epoch
+        return patience is not None and best is not None and self.sampler.epoch > best + patience
 
     def score_best(self, split: str) -> tuple[list[Score], list[tuple[str, str]]]:
         """Scores a split with the checkpoint chosen on validation."""
         load_weights(self.engine, self.job.run / "checkpoints" / self.comm.from_main(self._chosen_name()))
-        return score_split(self.engine, self.job, split, self.tick, self.loader)
+        return score_split(self.engine, self.job, split, self.tick, self.loader, may_stop=True)
 
     def _chosen_name(self) -> str | None:
         return chosen_checkpoint(self.job.run).name if self.comm.is_main else None
 
     def _epoch(self, epoch: int, journal: Journal | None) -> None:
-        started = time.perf_counter()
-        self.sampler.set_epoch(epoch)
-        steps = self.sampler.steps()
-        self.engine.set_training(True)
-        with self.loader.read(self.sampler, keep=self.engine.side.keep) as reading:
-            losses, num_tiles = self._train(epoch, steps, reading, journal)
-        if not losses:
+        """What is left of an epoch."""
+        started, standing = time.perf_counter(), self.standing
+        if steps := self.sampler.steps():
+            self.engine.set_training(True)
+            with self.loader.read(self.sampler, keep=self.engine.side.keep) as reading:
+                self._train(epoch, steps, reading, journal)
+        if not standing.num_slides:
             raise TrainerError(
-                f"epoch {epoch}: none of {len(steps)} slides could be read; first: {next(iter(self.skipped.values()))}"
+                f"epoch {epoch}: none of {standing.num_skipped} slides could be read; first: "
+                f"{next(iter(standing.skipped.values()))}"
             )
-        train_s = time.perf_counter() - started
-        validated = self._validate(epoch, journal)
+        train_s = standing.train_s
+        try:
+            validated = self._validate(epoch, journal)
+        except Stopped:
+            self._save(epoch, slide=self.sampler.next_step)
+            raise
+        line = {"train_loss": standing.loss_sum / standing.num_slides, **validated}
+        num_tiles = standing.num_tiles
         self._finish_epoch(epoch, validated)
         if journal:
-            journal.write(
-                "epoch",
-                at=epoch,
-                epoch=epoch,
-                train_loss=float(np.mean(losses)),
-                **validated,
-                seconds=time.perf_counter() - started,
-                tiles_per_s=num_tiles / train_s,
-            )
+            seconds = train_s + time.perf_counter() - started
+            journal.write("epoch", at=epoch, epoch=epoch, **line, seconds=seconds, tiles_per_s=num_tiles / train_s)
 
-    def _train(
-        self, epoch: int, steps: list[StepPlan], reading: Reading, journal: Journal | None
-    ) -> tuple[list[float], int]:
-        """The epoch's steps; returns the losses of the slides that were not skipped, and how many tiles they had."""
-        losses: list[float] = []
-        num_tiles, optim = 0, self.job.config.optim
+    def _train(self, epoch: int, steps: list[StepPlan], reading: Reading, journal: Journal | None) -> None:
+        """The epoch's steps that are left."""
+        optim, standing, losses = self.job.config.optim, self.standing, deque[float](maxlen=50)
         slides = self._inputs(self._mine(steps), reading)
-        optimizers = [optimizer for optimizer in self.optimizers.values() if optimizer is not None]
         for first in range(0, len(steps), optim.slides_per_step):
             step_started = time.perf_counter()
             plans = steps[first : first + optim.slides_per_step]
-            factor = self._rate_factor(epoch, first // optim.slides_per_step)
-            for optimizer in optimizers:
-                set_rates(optimizer, factor)
-                optimizer.zero_grad(set_to_none=True)
-            outcomes = self._step(itertools.islice(slides, len(self._mine(plans))))
-            if not all(outcome.error for outcome in outcomes):
-                for optimizer in optimizers:  # 6. update
-                    optimizer.step()
-            slide_s = (time.perf_counter() - step_started) / len(plans)
+            number = epoch * self.steps_per_epoch + plans[0].index // optim.slides_per_step
+            rate = self._rates(number)
+            self.update.begin(*rate)
+            outcomes = self.engine.step(itertools.islice(slides, len(self._mine(plans))))
+            self.update.finish(outcomes, number)  # 6. update
+            step_s = time.perf_counter() - step_started
+            standing.train_s += step_s
             for outcome in outcomes:
                 plan = outcome.plan
                 self.sampler.advance()
-                about = f"loss {np.mean(losses[-50:]):.3f}" if losses else ""
+                about = f"loss {np.mean(losses):.3f}" if losses else ""
                 note = f"skipped: {outcome.error}" if outcome.error else ""
                 self.tick(doing=f"epoch {epoch + 1} of {optim.epochs}", total=len(steps), about=about, note=note)
                 if outcome.error:
                     self._skip(plan.slide_id, outcome.error, epoch, journal)
                     continue
                 losses.append(outcome.loss)
-                num_tiles += plan.num_rows
+                standing.loss_sum += outcome.loss
+                standing.num_slides += 1
+                standing.num_tiles += plan.num_rows
                 if journal:
-                    number = epoch * self.slides_per_epoch + plan.index
+                    slide_number = epoch * self.slides_per_epoch + plan.index
                     journal.write(
                         "step",
-                        at=number,
-                        step=number,
+                        at=slide_number,
+                        step=slide_number,
                         epoch=epoch,
                         slide_id=plan.slide_id,
                         loss=outcome.loss,
-                        lr=optim.lr * factor,
+                        lr=optim.lr * rate[0],
+                        gradient_norm=outcome.gradient_norm,
                         num_tiles=plan.num_rows,
-                        step_s=slide_s,
+                        step_s=step_s / len(plans),
                         data_wait_s=outcome.wait_s / self.comm.topology.num_groups,  # Groups wait side by side.
                         **_describe_reads(outcome.reads, plan.num_rows),
                     )
-        return losses, num_tiles
+            self._refuse_many_skipped(epoch, sum(bool(outcome.error) for outcome in outcomes))
+            self._save_within(epoch, number, is_last=plans[-1] is steps[-1])
 
-    def _step(self, slides: Iterator[SlideInput]) -> list[Outcome]:
-        try:
-            return self.engine.step(slides)
-        except torch.OutOfMemoryError as error:
+    def _refuse_many_skipped(self, epoch: int, num_new: int) -> None:
+        """Ends the run where so many slides fail that it is not the slides.
+
+        Args:
+            epoch: which.
+            num_new: slides of this step that were skipped.
+        """
+        standing, most = self.standing, self.job.config.cohort.max_skipped
+        standing.num_skipped += num_new
+        if num_new and standing.num_skipped > max(1, most * self.slides_per_epoch):
             raise TrainerError(
-                f"the GPU's memory is full in the middle of a step ({str(error).splitlines()[0]}); give --resume with "
-                "a smaller --machine.keep, or another --out with more --virtual-ranks"
-            ) from None
+                f"epoch {epoch}: {standing.num_skipped} of {self.slides_per_epoch} slides could not be read, more than "
+                f"cohort.max_skipped={most:g} of them; see to the archive, then give --resume. The last one: "
+                f"{next(reversed(standing.skipped.values()))}"
+            )
+
+    def _save_within(self, epoch: int, number: int, *, is_last: bool) -> None:
+        """A checkpoint between two steps, if it is time for one or a signal asks for it.
+
+        Args:
+            epoch: which.
+            number: of the optimiser step before, in the whole run.
+            is_last: it was the epoch's last.
+
+        Raises:
+            Stopped: a signal ends the run.
+        """
+        every, num_done = self.job.config.machine.save_every, self.sampler.next_step
+        stops = wants_stop(self.comm)
+        if stops or (every and (number + 1) % every == 0 and not is_last):
+            self._save(epoch, slide=num_done)
+        if stops:
+            raise stopped(self.comm, f"after {num_done} of {self.slides_per_epoch} slides of epoch {epoch}")
 
     def _mine(self, steps: list[StepPlan]) -> list[StepPlan]:
         """The slides of this rank's group."""
         return steps_of(steps, self.comm.topology, self.comm.rank)
 
     def _skip(self, slide_id: str, reason: str, epoch: int, journal: Journal | None) -> None:
-        self.skipped[slide_id] = reason
+        self.standing.skipped.pop(slide_id, None)  # The last one is the newest.
+        self.standing.skipped[slide_id] = reason
         if journal:
             journal.write("skip", slide_id=slide_id, epoch=epoch, reason=reason)
 
@@ -196,7 +236,8 @@ class Loop:
         scores: list[Score] = []
         skipped: list[tuple[str, str]] = []
         if self.job.cohort.of("val"):
-            scores, skipped = score_split(self.engine, self.job, "val", self.tick, self.loader)
+            with self.update.averaged():
+                scores, skipped = score_split(self.engine, self.job, "val", self.tick, self.loader, may_stop=True)
         for slide_id, reason in skipped:
             self._skip(slide_id, reason, epoch, journal)
         loss = float(np.mean([score.loss for score in scores])) if scores else math.nan
@@ -213,22 +254,36 @@ class Loop:
         known = {name: value if math.isfinite(value) else None for name, value in validated.items()}
         loss = known["val_loss"]
         merit = (known[f"val_{MERITS[self.job.cohort.task]}"], None if loss is None else -loss)
-        if rank_of(merit) > rank_of(self.best or (None, None)):
-            self.best, self.best_epoch = merit, epoch
-        halves: dict[str, dict[str, Any]] = {
-            name: {"model": half.state_dict(), "optimizer": o.state_dict() if (o := self.optimizers[name]) else None}
-            for name, half in halves_of(self.engine).items()
-        }
+        standing, before = self.standing, (self.standing.best, self.standing.best_epoch)
+        if rank_of(merit) > rank_of(standing.best or (None, None)):
+            standing.best, standing.best_epoch = merit, epoch
+        standing.begin_epoch()
         self.sampler.set_epoch(epoch + 1)
+        if error := self._save(epoch, slide=None, **known):
+            standing.best, standing.best_epoch = before
+            if epoch + 1 == self.job.config.optim.epochs:
+                raise TrainerError(f"the last checkpoint could not be written ({error}); mend that, then give --resume")
+
+    def _save(self, epoch: int, *, slide: int | None, **known: float | None) -> str:
+        """Writes a checkpoint, or says why it is not there; the run goes on from memory then.
+
+        Args:
+            epoch: which.
+            slide: how many of its slides are done; None after the whole epoch.
+            known: what else is known of it.
+        """
         state = {
             "epoch": epoch,
+            "slide": slide,
             "sampler": self.sampler.state_dict(),
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "skipped": self.skipped,
+            "scale": self.update.scale_state(),
+            **self.standing.to_dict(),
             **known,
         }
-        save_checkpoint(self.job.run, self.comm, halves, state)
+        error = save_checkpoint(self.job.run, self.comm, self.update.state_dict(), state)
+        if error and self.comm.is_main:
+            print(f"note: no checkpoint written ({error}); the one before it stays", file=sys.stderr)
+        return error
 
     def _begin(self) -> None:
         """From the newest checkpoint, else from the start."""
@@ -236,22 +291,22 @@ class Loop:
             if self.job.config.encoder.batchnorm == "calibrated":
                 self._calibrate()
             return
-        state = read_state(self.newest)
-        self.sampler.load_state_dict(state["sampler"])
-        self.best = tuple(state["best"]) if state["best"] else None
-        self.best_epoch, self.skipped = state["best_epoch"], state["skipped"]
-        for half_name, half in halves_of(self.engine).items():
-            saved, optimizer = load_half(self.newest, half_name), self.optimizers[half_name]
-            half.load_state_dict(saved["model"])
-            if optimizer is not None:
-                optimizer.load_state_dict(saved["optimizer"])
+        self.sampler.load_state_dict(self._state["sampler"])
+        self.standing = Standing.from_dict(self._state)
+        self.update.load_state_dict(self._saved, self._state.get("scale"))
+        self._saved.clear()
 
     def _calibrate(self) -> None:
         """Measures BatchNorm on the first slides of the first epoch, before the first step."""
         steps = self._mine(self.sampler.steps()[:_CALIBRATION_SLIDES])
         shards = shards_of(steps, self.comm.topology, self.comm.rank, self.job.config.seed)
         with self.loader.read(shards) as reading:
-            self.engine.calibrate(self._inputs(steps, reading))
+            is_measured = self.engine.calibrate(self._inputs(steps, reading))
+        if not is_measured:
+            raise TrainerError(
+                f"encoder.batchnorm=calibrated: none of the first {len(steps)} slides gave a virtual rank two tiles to "
+                "measure; give another --out with fewer --virtual-ranks, more tiles, or --encoder.batchnorm frozen"
+            )
 
     def _inputs(self, steps: list[StepPlan], reading: Reading) -> Iterator[SlideInput]:
         """The steps with this rank's shards, to be taken in order."""
@@ -260,15 +315,19 @@ class Loop:
             tiles = reading.slide(plan)
             yield SlideInput(plan, tiles.first(), cases[plan.slide_id].targets, tiles)
 
-    def _rate_factor(self, epoch: int, step: int) -> float:
-        """The epoch's optimiser step number `step`: its learning rates as a share of their peaks."""
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+        return math.ceil(self.slides_per_epoch / self.job.config.optim.slides_per_step)
+
+    def _rates(self, step: int) -> tuple[float, float]:
+        """Of the run's optimiser step number `step`: its learning rates as a share of their peaks; its weight decay."""
         optim = self.job.config.optim
-        per_epoch = math.ceil(self.slides_per_epoch / optim.slides_per_step)
-        return learning_rate(
-            epoch * per_epoch + step,
-            num_steps=optim.epochs * per_epoch,
-            num_warmup=round(optim.warmup_epochs * per_epoch),
-        )
+        num_steps, last = optim.epochs * self.steps_per_epoch, optim.final_weight_decay
+        rate = learning_rate(step, num_steps=num_steps, num_warmup=round(optim.warmup_epochs * self.steps_per_epoch))
+        if last is None:
+            return rate, optim.weight_decay
+        return rate, weight_decay(step, num_steps=num_steps, first=optim.weight_decay, last=last)
 
     def _settle_keep(self) -> None:
         topology, config = self.comm.topology, self.job.config

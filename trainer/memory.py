@@ -14,7 +14,7 @@ takes within itself.
 import contextlib
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,11 @@ def settle_keep(engine: Engine, *, most_rows: int, tile_px: int, cpu_bytes: int)
         graph_bytes = cost.graph.at(num_tiles)
     kept, fitting = comm.least(kept), comm.least(fitting)
     if not kept:
-        way_out = f"give --virtual-ranks {math.ceil(most_rows / fitting)} or more" if fitting else "not even one fits"
+        way_out = (
+            f"give another --out with --virtual-ranks {math.ceil(most_rows / fitting)} or more"
+            if fitting
+            else "not even one fits: give a smaller encoder, or a machine with more memory"
+        )
         raise TrainerError(
             f"virtual_ranks={num_virtual} makes virtual ranks of {num_tiles:,} tiles, memory holds the graph of "
             f"{fitting:,}; {way_out}"
@@ -238,3 +242,19 @@ class LiveBytes(TorchDispatchMode):
         self._seen[key] = weakref.ref(storage, gone)
         self.now += num_bytes
         self.most = max(self.most, self.now)
+
+
+@contextlib.contextmanager
+def full_memory_told() -> Iterator[None]:
+    """Makes a sentence of a GPU's full memory.
+
+    Raises:
+        TrainerError: it is full.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainerError(
+            f"the GPU's memory is full ({str(error).splitlines()[0]}); give --resume with a smaller --machine.keep, or "
+            "another --out with more --virtual-ranks"
+        ) from None

@@ -16,7 +16,7 @@ from trainer.heads import Head
 from trainer.step import Engine
 
 HalfName = Literal["encoder", "aggregator"]
-_DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_engine(config: RunConfig, comm: Comm, *, tile_px: int, head: Head, initial: bool = True) -> Engine:
@@ -37,7 +37,9 @@ def build_engine(config: RunConfig, comm: Comm, *, tile_px: int, head: Head, ini
         # A dedicated aggregator builds the encoder too, to know the features' width, and drops it.
         encoder = build_encoder(config.encoder, tile_px, initial=initial)
         aggregator = build_aggregator(config.aggregator, encoder.num_features, head.num_outputs)
-    dtype = _DTYPES[config.optim.precision]
+    precision = config.optim.precision
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    set_products(tf32=precision == "tf32")
     is_frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
     num_features, keep = encoder.num_features, config.machine.keep
     if config.encoder.batchnorm == "sync" and comm.topology.num_encoders > 1:
@@ -54,7 +56,7 @@ def build_engine(config: RunConfig, comm: Comm, *, tile_px: int, head: Head, ini
         is_frozen=is_frozen,
         augment=config.augment,
         batchnorm=config.encoder.batchnorm,
-        autocast=torch.bfloat16 if config.optim.precision == "bf16" else None,
+        autocast=_AUTOCAST.get(precision),
     )
     if engine.encoder is not None:
         comm.share_encoder([*engine.encoder.parameters(), *engine.encoder.buffers()])
@@ -68,6 +70,15 @@ def halves_of(engine: Engine) -> dict[HalfName, nn.Module]:
 
 
 def load_weights(engine: Engine, checkpoint: Path) -> None:
-    """Puts a checkpoint's weights into the halves that this rank holds."""
+    """Puts a checkpoint's weights, averaged ones if it has them, into the halves that this rank holds."""
     for name, half in halves_of(engine).items():
-        half.load_state_dict(load_half(checkpoint, name)["model"])
+        saved = load_half(checkpoint, name)
+        if (average := saved.get("average")) is not None:
+            half.load_state_dict({k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"})
+        else:
+            half.load_state_dict(saved["model"])
+
+
+def set_products(*, tf32: bool) -> None:
+    """Whether a GPU may round the factors of float32 products to TF32; on the CPU nothing changes."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32

@@ -43,8 +43,9 @@ def build_optimizer(
     return torch.optim.AdamW(listed, lr=peak, weight_decay=optim.weight_decay)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Sets the learning rate of each group to its peak times a factor."""
+def set_rates(optimizer: torch.optim.Optimizer, factor: float, weight_decay: float) -> None:
+    """Sets the learning rate of each group to its peak times a factor, and the weight decay of all."""
     for group in optimizer.param_groups:
         # Checkpoints of runs from before there were peaks have one group, without any.
         group["lr"] = group.get("peak", optimizer.defaults["lr"]) * factor
+        group["weight_decay"] = weight_decay

@@ -40,7 +40,7 @@ def conclude(loop: Loop) -> dict[str, Any]:
     scores, skipped = loop.score_best("test")
     if not comm.is_main:
         return {}
-    return _write_all(job, "test", scores, {**loop.skipped, **dict(skipped)})
+    return _write_all(job, "test", scores, {**loop.standing.skipped, **dict(skipped)})
 
 
 def evaluate(run: Path, split: str, manifests: Path | None, tick: Tick) -> dict[str, Any]:
@@ -53,6 +53,8 @@ def evaluate(run: Path, split: str, manifests: Path | None, tick: Tick) -> dict[
     if not job.cohort.of(split):
         raise TrainerError(f"{run}: no slides in the split {split!r}")
     scores, skipped = score_alone(job, split, tick)
+    if not scores:  # What was there before is worth more.
+        raise TrainerError(f"none of the {len(skipped)} slides of {split} could be scored, the first: {skipped[0][1]}")
     return _write_all(job, split, scores, dict(skipped))
 
 
@@ -72,7 +74,8 @@ def draw_one_heatmap(run: Path, slide_id: str, manifests: Path | None) -> dict[s
     if skipped:
         raise TrainerError(skipped[0][1])
     file = _draw_heatmap(job, case, scores[0])
-    predictions = [float(f"{p:.6g}") for p in scores[0].predictions]  # Numbers may be of any size.
+    # Numbers may be of any size; of a model that diverged they are none.
+    predictions = [float(f"{p:.6g}") if math.isfinite(p) else None for p in scores[0].predictions]
     return {"slide_id": slide_id, PREDICTED[job.cohort.task]: predictions, "heatmap": str(file)}
 
 

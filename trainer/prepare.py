@@ -13,14 +13,17 @@ from trainer.batchnorm import BatchNorm
 from trainer.checkpoint import list_checkpoints
 from trainer.cohort import Cohort, load_cohort
 from trainer.comm import Comm, choose_device
-from trainer.config import RunConfig
+from trainer.config import Aggregator, RunConfig
 from trainer.errors import TrainerError
 from trainer.heads import Head
 from trainer.job import Job
 from trainer.model import build_engine
+from trainer.recipes import demo
 from trainer.topology import Topology
 
 _NUM_LOOKED_FOR = 16
+_HIDDEN = (Aggregator().hidden, demo().aggregator.hidden)
+"""What recipes have, whoever aggregates."""
 
 
 def prepare_run(
@@ -114,18 +117,42 @@ def _check_model(job: Job, *, initial: bool) -> None:
     head = Head.for_cohort(config.head, job.cohort)
     engine = build_engine(config, alone, tile_px=job.tile_px, head=head, initial=initial)
     assert engine.encoder is not None, "alone, a rank has both halves"
-    asked = job.config.encoder.batchnorm
-    if asked != "running" and not any(isinstance(module, BatchNorm) for module in engine.encoder.modules()):
-        print(f"note: encoder.batchnorm={asked} changes nothing: {encoder.name} has none", file=sys.stderr)
+    asked, has_layers = job.config.encoder.batchnorm, any(isinstance(m, BatchNorm) for m in engine.encoder.modules())
+    aggregator = config.aggregator
+    notes = {
+        f"aggregator.hidden={aggregator.hidden} changes nothing: {aggregator.name} has no hidden layer": (
+            aggregator.name in ("mean", "max") and aggregator.hidden not in _HIDDEN
+        ),
+        "there are no validation slides: the last checkpoint is evaluated": not job.cohort.of("val"),
+        "there are no test slides: the result will have no measure": not job.cohort.of("test"),
+        f"encoder.batchnorm={asked} changes nothing: {encoder.name} has none": asked != "running" and not has_layers,
+        "encoder.batchnorm=frozen with random weights normalises by nothing that was measured; calibrated does": (
+            asked == "frozen" and has_layers and encoder.weights is None
+        ),
+        "encoder.freeze=all with random weights: the features are those of an encoder that learnt nothing": (
+            encoder.freeze == "all" and encoder.weights is None
+        ),
+    }
+    for note, holds in notes.items():
+        if holds:
+            print(f"note: {note}", file=sys.stderr)
+    k, num_virtual = config.tiles.k, config.virtual_ranks or 1
+    if has_layers and asked != "frozen" and encoder.freeze != "all" and k is not None and k <= num_virtual:
+        raise TrainerError(
+            f"tiles.k={k} over virtual_ranks={num_virtual}: BatchNorm has nothing to measure in virtual ranks of "
+            "one tile; give more --tiles.k, fewer --virtual-ranks, or --encoder.batchnorm frozen"
+        )
 
 
 def _check_archive(job: Job) -> None:
     """Raises if none of some slides is where the path lists say: better now than slide by slide."""
     some = [job.paths[case.slide_id] for case in job.cohort.cases][:_NUM_LOOKED_FOR]
     if some and not any(os.path.exists(path) for path in some):
+        given = job.config.machine.archive
+        where = f"under --machine.archive {given}" if given else "where it was when it was tiled"
         raise TrainerError(
-            f"none of the first {len(some)} slides is where it was when it was tiled; mount the archive there, or give "
-            "--machine.archive"
+            f"none of the first {len(some)} slides is {where}; mount the archive there, or give the folder where it is "
+            "as --machine.archive"
         )
 
 

@@ -7,9 +7,9 @@ slide; rows are drawn when a step asks for them.
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from torch.utils.data import Sampler
 from manifests import sample_tiles, shard
 from trainer.config import Tiles
 from trainer.topology import Topology
+
+Balance = Literal["none", "once", "epoch"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,16 @@ class ShardPlan:
     rows: NDArray[np.int64]
 
 
-def plan_epoch(num_tiles: Mapping[str, int], *, epoch: int, seed: int, fraction: float, tiles: Tiles) -> list[StepPlan]:
+def plan_epoch(
+    num_tiles: Mapping[str, int],
+    *,
+    epoch: int,
+    seed: int,
+    fraction: float,
+    tiles: Tiles,
+    balance: Balance = "none",
+    labels: Mapping[str, int] | None = None,
+) -> list[StepPlan]:
     """The steps of an epoch: slides in an order keyed by (seed, epoch), the first `fraction` of them.
 
     Args:
@@ -52,13 +63,32 @@ def plan_epoch(num_tiles: Mapping[str, int], *, epoch: int, seed: int, fraction:
         seed: the run's seed.
         fraction: share of the slides that an epoch draws.
         tiles: how many tiles of each are used.
+        balance: of every class as many slides as of the rarest, the same ones in all epochs (once), or others (epoch).
+        labels: slide_id to class, where classes are balanced.
     """
-
-    def key(slide_id: str) -> bytes:
-        return hashlib.blake2b(f"slidegrad-epoch-1\x00{seed}\x00{epoch}\x00{slide_id}".encode()).digest()
-
-    drawn = sorted(num_tiles, key=key)[: math.ceil(fraction * len(num_tiles))]
+    drawn = _shuffled(num_tiles, seed, epoch)
+    if balance != "none":
+        assert labels is not None, "only classes are balanced"
+        some = _balanced(drawn if balance == "epoch" else _shuffled(num_tiles, seed, "once"), labels)
+        drawn = [slide_id for slide_id in drawn if slide_id in some]
+    drawn = drawn[: math.ceil(fraction * len(drawn))]
     return [StepPlan(epoch, i, s, num_tiles[s], count_rows(num_tiles[s], tiles)) for i, s in enumerate(drawn)]
+
+
+def _shuffled(slide_ids: Iterable[str], seed: int, when: int | str) -> list[str]:
+    def key(slide_id: str) -> bytes:
+        return hashlib.blake2b(f"slidegrad-epoch-1\x00{seed}\x00{when}\x00{slide_id}".encode()).digest()
+
+    return sorted(slide_ids, key=key)
+
+
+def _balanced(order: Iterable[str], labels: Mapping[str, int]) -> set[str]:
+    """The first slides of each class, as many as the rarest class has."""
+    by_class: dict[int, list[str]] = {}
+    for slide_id in order:
+        by_class.setdefault(labels[slide_id], []).append(slide_id)
+    num_each = min(map(len, by_class.values()), default=0)
+    return {slide_id for those in by_class.values() for slide_id in those[:num_each]}
 
 
 def plan_scoring(num_tiles: Mapping[str, int], *, tiles: Tiles) -> list[StepPlan]:
@@ -90,6 +120,8 @@ class SlideSampler(Sampler[ShardPlan]):
         seed: the run's seed.
         fraction: share of the slides that an epoch draws.
         tiles: how many tiles of each are used.
+        balance: see `plan_epoch`.
+        labels: likewise.
     """
 
     def __init__(
@@ -101,9 +133,12 @@ class SlideSampler(Sampler[ShardPlan]):
         seed: int,
         fraction: float = 1.0,
         tiles: Tiles,
+        balance: Balance = "none",
+        labels: Mapping[str, int] | None = None,
     ) -> None:
         self._num_tiles, self._topology, self._rank = num_tiles, topology, rank
         self._seed, self._fraction, self._tiles = seed, fraction, tiles
+        self._balance, self._labels = balance, labels
         self.epoch, self.next_step = 0, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -125,9 +160,16 @@ class SlideSampler(Sampler[ShardPlan]):
 
     def steps(self) -> list[StepPlan]:
         """The steps of this epoch that are not done yet, the same on every rank."""
-        return plan_epoch(
-            self._num_tiles, epoch=self.epoch, seed=self._seed, fraction=self._fraction, tiles=self._tiles
-        )[self.next_step :]
+        whole = plan_epoch(
+            self._num_tiles,
+            epoch=self.epoch,
+            seed=self._seed,
+            fraction=self._fraction,
+            tiles=self._tiles,
+            balance=self._balance,
+            labels=self._labels,
+        )
+        return whole[self.next_step :]
 
     def __iter__(self) -> Iterator[ShardPlan]:
         return shards_of(self.steps(), self._topology, self._rank, self._seed)

@@ -1,4 +1,4 @@
-"""The learning rate over a run, as a share of its peak. Pure."""
+"""Learning rate and weight decay over a run. Pure."""
 
 import math
 
@@ -17,3 +17,11 @@ def learning_rate(step: int, *, num_steps: int, num_warmup: int) -> float:
         return (step + 1) / num_warmup
     done = (step - num_warmup) / max(1, num_steps - num_warmup)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def weight_decay(step: int, *, num_steps: int, first: float, last: float) -> float:
+    """Half a cosine from `first`, at step 0, to `last`, after `num_steps`.
+
+    Source: Caron et al., Emerging properties in self-supervised vision transformers, 2021 (weight decay that grows).
+    """
+    return last + 0.5 * (first - last) * (1 + math.cos(math.pi * min(1.0, step / max(1, num_steps))))

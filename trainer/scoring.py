@@ -19,6 +19,7 @@ from trainer.loading.loader import TileLoader
 from trainer.measures.merits import PREDICTED, find_merit, measure_all
 from trainer.sampler import plan_scoring, shards_of, steps_of
 from trainer.step import Engine, SlideInput
+from trainer.stopping import is_noted, stopped, wants_stop
 
 
 class Tick(Protocol):
@@ -40,7 +41,7 @@ class Score:
 
 
 def score_split(
-    engine: Engine, job: Job, split: str, tick: Tick, loader: TileLoader | None = None
+    engine: Engine, job: Job, split: str, tick: Tick, loader: TileLoader | None = None, *, may_stop: bool = False
 ) -> tuple[list[Score], list[tuple[str, str]]]:
     """Scores every slide of a split, whole; called by all ranks together.
 
@@ -50,10 +51,14 @@ def score_split(
         split: which slides.
         tick: progress.
         loader: whose memory to use; one of its own by default.
+        may_stop: a signal to any rank ends it (`trainer.stopping`).
 
     Returns:
         Scores, and (slide_id, reason) of slides that could not be read: of all groups on the main rank, of its own
         group on other aggregators; without scores elsewhere.
+
+    Raises:
+        Stopped: a signal ended it.
     """
     cases, comm = job.cohort.of(split), engine.comm
     all_steps = plan_scoring(job.cohort.num_tiles(split), tiles=job.config.tiles)
@@ -70,6 +75,10 @@ def score_split(
             elif outcome.outputs_C is not None and outcome.attention_K is not None:
                 predictions, attention = engine.head.predict(outcome.outputs_C), outcome.attention_K.double()
                 scores.append(Score(step.slide_id, predictions.cpu().numpy(), outcome.loss, attention.cpu().numpy()))
+            if may_stop and comm.agree("stop" if is_noted() else "")[0]:
+                break
+    if may_stop and wants_stop(comm):
+        raise stopped(comm, f"while it scored {split} slides")
     if comm.topology.num_groups > 1:
         by_group = comm.to_main((scores, skipped)) or [(scores, skipped)]
         scores, skipped = (sorted(itertools.chain(*lists), key=_slide_id) for lists in zip(*by_group, strict=True))

@@ -7,7 +7,7 @@
 4. scatter     each encoder rank receives the gradient of its own features
 5. backward    through the encoder, virtual rank by virtual rank; after the step's last slide gradients are summed
                over encoder ranks
-6. update      each half takes its optimiser step
+6. update      each half takes its optimiser step (`update.py`)
 
 The sum in phase 5 is explicit and exact for any split; the paper's factor N undoes DDP's averaging, a sum needs none.
 Groups of ranks do phases 1 to 5 for a slide each, at the same time; the sum is over all of them. The tiles of a virtual
@@ -17,6 +17,7 @@ gradients and statistics count only after a second agreement.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -45,6 +46,8 @@ class Outcome:
     """Seconds that the slowest rank waited for its tiles."""
     reads: Reads = field(default_factory=Reads)
     """Of all ranks together; the seconds are those of the rank that read longest."""
+    gradient_norm: float = float("nan")
+    """Of the whole step's gradient, over both halves."""
     loss: float = float("nan")
     outputs_C: Tensor | None = None
     attention_K: Tensor | None = None
@@ -65,6 +68,9 @@ class Engine:
         augment: what training does to tiles; nothing if None.
         autocast: dtype of the encoder's autocast, or None.
         batchnorm: see `batchnorm.set_mode`.
+
+    Attributes:
+        loss_scale: factor on the loss, and so on the gradients that `step` leaves: small ones are lost in fp16.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Engine:
     ) -> None:
         self.comm, self.encoder, self.aggregator = comm, encoder, aggregator
         self.seed, self.batchnorm, self.head = seed, batchnorm, head or Head.of_classes(2)
+        self.loss_scale = 1.0
         half = encoder if encoder is not None else aggregator
         assert half is not None, "a rank holds at least one half"
         self.side = EncoderSide(
@@ -125,7 +132,6 @@ class Engine:
         # 5b. gradients, and BatchNorm's statistics, summed over encoder ranks; over groups, the aggregator's too
         if stats is not None and self.encoder is not None:
             self.comm.sum_over_encoders([*_gradients(self.encoder), *stats.sums, stats.num_tiles])
-            stats.commit()
         if self.aggregator is not None and self.comm.topology.num_groups > 1:
             self.comm.sum_over_aggregators(_gradients(self.aggregator))
         num_used = sum(not outcome.error for outcome in outcomes)
@@ -133,7 +139,18 @@ class Engine:
             for parameter in half.parameters() if half is not None else ():
                 if parameter.grad is not None:
                     parameter.grad /= num_used
-        return outcomes
+
+        # 5c. what all ranks decide by; of a step that overflowed nothing is kept
+        norm = self._gradient_norm()
+        if stats is not None and math.isfinite(norm):
+            stats.commit()
+        return [dataclasses.replace(outcome, gradient_norm=norm) for outcome in outcomes]
+
+    def _gradient_norm(self) -> float:
+        """Norm of the gradient of both halves as one, as of the loss without its scale; the same on all ranks."""
+        halves = ((self.encoder, self.comm.is_first_encoder), (self.aggregator, self.comm.is_main))
+        squares = [_norm(half) ** 2 if half is not None and is_mine else 0.0 for half, is_mine in halves]
+        return math.sqrt(sum(self.comm.total(*squares))) / self.loss_scale
 
     def _slide(self, slide: SlideInput, stats: RunningStats | None) -> Outcome:
         """Phases 1 to 5 of one slide; its gradients are added to those of the step's slides before it."""
@@ -177,7 +194,7 @@ class Engine:
             with random_state(comm.device, self.seed, plan, "aggregator"):
                 outputs_C, attention_K = self.aggregator(features_KD, cells_K2)
             loss = self.head.loss(outputs_C, slide.targets)
-            loss.backward()
+            (loss * self.loss_scale).backward()
             gradient_KD = features_KD.grad
 
         if not side.is_frozen:
@@ -216,19 +233,22 @@ class Engine:
         return Outcome(slide.plan, error=error, wait_s=max(waits_s), reads=together), any(rereads)
 
     @torch.no_grad()
-    def calibrate(self, slides: Iterable[SlideInput]) -> None:
+    def calibrate(self, slides: Iterable[SlideInput]) -> bool:
         """Sets BatchNorm's running statistics to the mean over the slides' virtual ranks, weighted by tiles.
 
         Slides that cannot be read are passed over by all ranks; training will tell.
 
         Args:
             slides: those of this rank's group; the statistics are those of all groups.
+
+        Returns:
+            False if slides were read, and none had a virtual rank of two tiles or more, which it takes to measure.
         """
         if self.encoder is not None:
             set_mode(self.encoder, training=False, batchnorm="measured")
         layers = own_layers(self.encoder) if self.encoder is not None else []
         stats = RunningStats(self.encoder) if self.encoder is not None else None
-        momenta = [layer.momentum for layer in layers]
+        momenta, num_read = [layer.momentum for layer in layers], 0
         for layer in layers:
             layer.momentum = 1.0  # The running statistics after a pass are those of the pass.
         for slide in slides:
@@ -239,6 +259,7 @@ class Engine:
                     self.side.encode(slide.plan, shard, moves_stats=True)
                     stats.collect(len(shard.tiles_NHWC))
             outcome, _ = self._agree(slide, error, clock)
+            num_read += not outcome.error
             if stats is not None:
                 stats.settle(keep=not outcome.error)
         if stats is not None:
@@ -246,6 +267,9 @@ class Engine:
             stats.commit()
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+        num_measured = float(stats.num_tiles) if stats is not None else 0.0
+        measured, read = self.comm.total(num_measured, num_read)
+        return bool(measured) or not read
 
     @torch.no_grad()
     def score(self, slide: SlideInput) -> Outcome:
@@ -270,6 +294,11 @@ def _with_first_at_hand(slide: SlideInput, clock: WaitClock) -> tuple[SlideInput
     shards = clock.watch(slide.shards)
     first = list(itertools.islice(shards, 1))
     return slide._replace(shards=itertools.chain(first, shards)), first[0].error if first else ""
+
+
+def _norm(half: nn.Module) -> float:
+    gradients = [parameter.grad for parameter in half.parameters() if parameter.grad is not None]
+    return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
 
 def _gradients(half: nn.Module) -> list[Tensor]:

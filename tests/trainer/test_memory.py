@@ -211,7 +211,7 @@ def test_virtual_ranks_that_cannot_fit_are_refused_with_the_number_that_can() ->
 
     with pytest.raises(TrainerError, match="virtual_ranks=4 makes virtual ranks of 24 tiles, memory holds") as caught:
         settle_in_little(NUM_VIRTUAL)
-    given_number = re.search(r"give --virtual-ranks (\d+) or more", str(caught.value))
+    given_number = re.search(r"with --virtual-ranks (\d+) or more", str(caught.value))
     assert given_number is not None
     enough = int(given_number[1])
     assert f"of a rank's {enough} graphs are kept" in settle_in_little(enough)

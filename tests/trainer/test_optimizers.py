@@ -31,7 +31,7 @@ def test_one_rate_everywhere_is_bit_equal_to_plain_adamw() -> None:
     plain = torch.optim.AdamW(theirs.parameters(), lr=3e-3, weight_decay=0.05)
     tiles = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     for factor in (0.25, 1.0, 0.6):
-        set_rates(optimizer, factor)
+        set_rates(optimizer, factor, 0.05)
         plain.param_groups[0]["lr"] = 3e-3 * factor
         for half, stepper in ((ours, optimizer), (theirs, plain)):
             stepper.zero_grad()
@@ -88,9 +88,9 @@ def test_rates_follow_their_peaks_through_a_checkpoint() -> None:
     again = build_optimizer(half, config, "encoder")
     assert optimizer is not None
     assert again is not None
-    set_rates(optimizer, 0.5)
+    set_rates(optimizer, 0.5, 0.05)
     again.load_state_dict(optimizer.state_dict())
-    set_rates(again, 0.25)
+    set_rates(again, 0.25, 0.05)
     peaks = rates(again, half, "peak")
     assert len(set(peaks.values())) == 5
     assert rates(again, half) == {name: peak * 0.25 for name, peak in peaks.items()}
@@ -104,7 +104,7 @@ def test_a_checkpoint_from_before_there_were_peaks_goes_on() -> None:
     optimizer = build_optimizer(half, config, "encoder")
     assert optimizer is not None
     optimizer.load_state_dict(old.state_dict())
-    set_rates(optimizer, 0.5)
+    set_rates(optimizer, 0.5, 0.05)
     assert set(rates(optimizer, half).values()) == {1e-4}
 
 

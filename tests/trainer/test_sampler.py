@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainer.config import Tiles
-from trainer.sampler import SlideSampler, plan_epoch, plan_scoring
+from trainer.sampler import Balance, SlideSampler, plan_epoch, plan_scoring
 from trainer.topology import Topology
 
 SLIDES = {f"case_{i}": 5 + 7 * i for i in range(8)} | {"tiny": 1}
@@ -52,6 +52,22 @@ def test_a_share_of_the_slides_is_drawn_anew_each_epoch() -> None:
     assert {len(slides) for slides in drawn} == {5}  # 9 slides: half, rounded up
     assert set.union(*drawn) == set(SLIDES)
     assert len({frozenset(slides) for slides in drawn}) > 10
+
+
+@pytest.mark.parametrize("balance", ["once", "epoch"])
+def test_balanced_classes_have_as_many_slides_as_the_rarest(balance: Balance) -> None:
+    labels = {slide_id: int(i % 3 == 0) for i, slide_id in enumerate(SLIDES)}
+    epochs = [
+        [
+            step.slide_id
+            for step in plan_epoch(SLIDES, epoch=e, seed=0, fraction=1, tiles=FIXED, balance=balance, labels=labels)
+        ]
+        for e in range(20)
+    ]
+    for slides in epochs:
+        assert sorted(labels[slide_id] for slide_id in slides) == [0, 0, 0, 1, 1, 1]
+    assert len({tuple(slides) for slides in epochs}) > 10
+    assert (len({frozenset(slides) for slides in epochs}) == 1) == (balance == "once")
 
 
 def test_resume_goes_on_with_the_next_step_on_other_ranks() -> None:

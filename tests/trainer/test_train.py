@@ -227,7 +227,9 @@ def test_any_error_of_a_reader_is_a_skipped_slide(
 
     monkeypatch.setattr("trainer.loading.reading.read_plan", read)
     with pytest.raises(SlidegradError, match=r"none of .* slides could be read; first: slide .*: IndexError: odd"):
-        train(small_manifests, labels, tmp_path / "run", *QUICK)
+        train(small_manifests, labels, tmp_path / "run", *QUICK, "--cohort.max-skipped", "1")
+    with pytest.raises(SlidegradError, match=r"4 of 6 slides could not be read, more than cohort\.max_skipped=0\.1"):
+        train(small_manifests, labels, tmp_path / "another", *QUICK)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,9 @@ def _plan_timm_model(config: Encoder) -> Blueprint:
     try:
         own = get_pretrained_cfg(name, allow_unregistered=timm.is_model(name))
     except RuntimeError:  # An unknown model, or an unknown tag of a known one.
-        near = ", ".join(difflib.get_close_matches(name, [*FOUNDATIONS, *timm.list_models()], 5))
+        models = [f"hf-hub:{name}"] if foundation_of(name) else []
+        models += difflib.get_close_matches(name.lower(), [*FOUNDATIONS, *timm.list_models()], 5)
+        near = ", ".join(models)
         raise TrainerError(f"encoder.name {name!r}: timm does not know it{f'; near: {near}' if near else ''}") from None
     folder = _given_folder(config)
     described = read_description(folder / "config.json") if folder else None

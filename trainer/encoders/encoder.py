@@ -199,4 +199,6 @@ def _differing(tensors: dict[str, Tensor], expected: dict[str, torch.Size]) -> l
 
 
 def _misfit(file: Path, wrong: list[str]) -> TrainerError:
-    return TrainerError(f"encoder.weights {file}: do not fit the model, {len(wrong)} keys differ, first {wrong[0]}")
+    return TrainerError(
+        f"encoder.weights {file}: do not fit the model, {len(wrong)} keys differ in name or shape, first {wrong[0]}"
+    )

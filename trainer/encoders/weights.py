@@ -133,13 +133,17 @@ def read_tensors(file: Path, expected: Iterable[str]) -> dict[str, Tensor]:
             else torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         )
     except Exception as error:  # noqa: BLE001 - whatever a damaged weights file raises, the user gets one sentence
-        reason = str(error).partition("\n")[0]
-        raise TrainerError(f"encoder.weights {file}: not readable ({reason})") from None
+        raise TrainerError(
+            f"encoder.weights {file}: not readable ({type(error).__name__}); expected a .safetensors file, or what "
+            "torch.save(model.state_dict()) writes, whole"
+        ) from None
     while isinstance(content, dict) and (inner := _unwrapped(content)) is not None:
         content = inner
     found = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not found:
         raise TrainerError(f"encoder.weights {file}: expected tensors by name, found none")
+    if bad := [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]:
+        raise TrainerError(f"encoder.weights {file}: {len(bad)} tensors hold no numbers (NaN, inf), first {bad[0]}")
     return _without_prefix(found, set(expected))
 
 

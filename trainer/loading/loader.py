@@ -5,7 +5,7 @@ is in `read_ahead`; which shard is read when, in `demands`. No worker processes,
 border. A read that fails travels as a value: the step tells the group, and all ranks skip the slide together.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -29,6 +29,8 @@ class TileLoader:
         budget_bytes: memory for tiles that were read and are still needed.
         deadline_s: how long a slide's tiles may be waited for in all.
         device: where the caller wants them; the CPU by default.
+        hold: see `ShardReader`.
+        quarantined: likewise.
 
     Attributes:
         pool: the buffers, and how much memory they took.
@@ -44,9 +46,12 @@ class TileLoader:
         budget_bytes: int,
         deadline_s: float = 300.0,
         device: torch.device | None = None,
+        hold: Callable[[str], None] = lambda _: None,
+        quarantined: Collection[str] = (),
     ) -> None:
         self._source, self._paths, self._num_threads = source, paths, num_threads
         self._tile_px, self._deadline_s = tile_px, deadline_s
+        self._hold, self._quarantined = hold, quarantined
         self._gpu = device if device is not None and device.type == "cuda" else None
         self.pool = BufferPool(budget_bytes, pinned=self._gpu is not None)
 
@@ -60,7 +65,9 @@ class TileLoader:
         return Reading(
             Demands(plans, keep),
             self.pool,
-            lambda pause: ShardReader(self._source, self._paths, self._num_threads, pause),
+            lambda pause: ShardReader(
+                self._source, self._paths, self._num_threads, pause, self._hold, self._quarantined
+            ),
             tile_px=self._tile_px,
             deadline_s=self._deadline_s,
             copies=DeviceCopies(self._gpu) if self._gpu is not None else None,

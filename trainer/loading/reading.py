@@ -8,7 +8,7 @@ are no slide, or another one, stay what they are.
 import errno
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,8 @@ class ShardReader:
         paths: slide_id to slide file.
         num_threads: threads over the reads of one shard.
         pause: waits so many seconds; False if there is no use in another attempt.
+        hold: told which slide is in hand while its bytes are decoded, and "" after.
+        quarantined: slides that are not to be read.
     """
 
     def __init__(
@@ -44,8 +46,11 @@ class ShardReader:
         paths: Mapping[str, Path],
         num_threads: int,
         pause: Callable[[float], bool],
+        hold: Callable[[str], None] = lambda _: None,
+        quarantined: Collection[str] = (),
     ) -> None:
         self._source, self._paths, self._num_threads, self._pause = source, paths, num_threads, pause
+        self._hold, self._quarantined = hold, quarantined
         self._open: OrderedDict[str, tuple[Slide, Manifest, NDArray[np.int32]]] = OrderedDict()
         self._was_open: set[str] = set()
 
@@ -58,15 +63,23 @@ class ShardReader:
         Raises:
             SlidegradError, OSError: they cannot be read, nor after some more attempts where that could have helped.
         """
+        if (slide_id := plan.step.slide_id) in self._quarantined:
+            raise TilerError(
+                f"slide {slide_id}: reading it crashed the process, more than once; check the file, and remove "
+                "in_hand/crashes.json in the run's folder to try it again"
+            )
         delays_s = iter(RETRY_DELAYS_S)
         while True:
             try:
+                self._hold(slide_id)
                 return self._read_once(plan, out)
             except Exception as error:
                 self._open.pop(plan.step.slide_id, None)
                 delay_s = next(delays_s, None) if self._may_pass(error, plan.step.slide_id) else None
                 if delay_s is None or not self._pause(delay_s):
                     raise
+            finally:
+                self._hold("")
 
     def _may_pass(self, error: Exception, slide_id: str) -> bool:
         """Another attempt may succeed. A file that was never there does not come back; one that was may be renamed."""

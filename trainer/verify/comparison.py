@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from trainer.batchnorm import BatchNorm
 from trainer.errors import TrainerError
 from trainer.ranks import run_ranks
 from trainer.verify.cases import AggregatorName, Case, DType, Fault, build_halves
@@ -111,10 +112,14 @@ def plan_cases(
     ]
     for case in {(case.encoder, case.aggregator): case for case in cases}.values():
         try:
-            build_halves(case)
+            encoder, *_ = build_halves(case)
         except TrainerError as error:
             told = str(error).removeprefix(f"encoder.name {case.encoder!r}: ")
             raise TrainerError(f"--encoder {case.encoder}: {told}") from None
+        if batchnorm == "virtual" and not any(isinstance(module, BatchNorm) for module in encoder.modules()):
+            raise TrainerError(
+                f"--bn virtual with --encoder {case.encoder}: it has no BatchNorm; give another, or no --bn"
+            )
     return list(dict.fromkeys(cases))
 
 

@@ -364,16 +364,32 @@ def test_tiles_that_a_model_cannot_take_are_refused_with_sizes_that_fit() -> Non
 @pytest.mark.parametrize(
     ("name", "spoil", "message"),
     [
-        ("test_resnet", lambda s: s.pop("layer1.0.bn1.bias"), "1 keys differ, first layer1.0.bn1.bias"),
-        ("test_resnet", lambda s: s.update(more=torch.zeros(1)), "1 keys differ, first more"),
-        ("test_resnet", lambda s: s.update({"bn1.bias": torch.zeros(5)}), "1 keys differ, first bn1.bias"),
-        ("test_vit", lambda s: s.pop("blocks.1.attn.qkv.weight"), "1 keys differ, first blocks.1.attn.qkv.weight"),
+        (
+            "test_resnet",
+            lambda s: s.pop("layer1.0.bn1.bias"),
+            "1 keys differ in name or shape, first layer1.0.bn1.bias",
+        ),
+        ("test_resnet", lambda s: s.update(more=torch.zeros(1)), "1 keys differ in name or shape, first more"),
+        (
+            "test_resnet",
+            lambda s: s.update({"bn1.bias": torch.zeros(5)}),
+            "1 keys differ in name or shape, first bn1.bias",
+        ),
+        (
+            "test_vit",
+            lambda s: s.pop("blocks.1.attn.qkv.weight"),
+            "1 keys differ in name or shape, first blocks.1.attn.qkv.weight",
+        ),
         (
             "test_vit",
             lambda s: s.update({"patch_embed.proj.weight": torch.zeros(64, 3, 14, 14)}),
-            "1 keys differ, first patch_embed.proj.weight",
+            "1 keys differ in name or shape, first patch_embed.proj.weight",
         ),
-        ("dla46x_c", lambda s: s.pop("base_layer.0.weight"), "1 keys differ, first base_layer.0.weight"),
+        (
+            "dla46x_c",
+            lambda s: s.pop("base_layer.0.weight"),
+            "1 keys differ in name or shape, first base_layer.0.weight",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(

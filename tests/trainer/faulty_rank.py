@@ -1,0 +1,59 @@
+"""`python -m tests.trainer.faulty_rank …`: the trainer, with one thing that goes wrong at a given place, once.
+
+The environment says what: FAULT is `ACTION:PLACE:RANK:COUNT`, to be done by rank RANK at its COUNT-th visit of PLACE;
+FAULT_DONE a file that appears when it is done, so that a process that is started again lives.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from slidegrad import main
+from trainer import checkpoint
+from trainer.comm import Comm
+from trainer.encode import EncoderSide
+from trainer.loading import reading
+from trainer.update import Update
+
+PLACES: dict[str, tuple[Any, str]] = {
+    "forward": (EncoderSide, "encode"),
+    "gather": (Comm, "gather_rows"),
+    "backward": (EncoderSide, "second_pass"),
+    "optimizer": (Update, "finish"),
+    "checkpoint": (checkpoint, "_error_of"),
+    "validation": (EncoderSide, "score_pass"),
+    "read": (reading, "read_plan"),
+}
+ACTIONS: dict[str, Callable[[], object]] = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "crash": lambda: signal.pthread_kill(threading.get_ident(), signal.SIGSEGV),
+    "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "usr1": lambda: os.kill(os.getpid(), signal.SIGUSR1),
+}
+
+
+def arm(fault: str, done: Path) -> None:
+    """Puts the fault in its place."""
+    action, place, rank, count = fault.split(":")
+    owner, name = PLACES[place]
+    whole, visits = getattr(owner, name), 0
+
+    def around(*args: Any, **kwargs: Any) -> Any:
+        nonlocal visits
+        visits += 1
+        if os.environ.get("RANK", "0") == rank and visits == int(count) and not done.exists():
+            done.touch()
+            ACTIONS[action]()
+        return whole(*args, **kwargs)
+
+    setattr(owner, name, around)
+
+
+if __name__ == "__main__":
+    if "FAULT" in os.environ:
+        arm(os.environ["FAULT"], Path(os.environ["FAULT_DONE"]))
+    sys.exit(main(["train", *sys.argv[1:]]))
