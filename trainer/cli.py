@@ -63,7 +63,7 @@ class Train:
 
     def run(self) -> tuple[dict[str, Any], int]:
         from trainer.job import cores_per_rank
-        from trainer.launch import is_launched, launch
+        from trainer.launch.launcher import is_launched, launch
 
         if self.nproc < 1:
             raise TrainerError(f"--nproc {self.nproc}: expected at least 1")
@@ -84,7 +84,7 @@ class Train:
         return Topology.make(num_processes, machine.aggregator, self.config.virtual_ranks, machine.groups)
 
     def _prepare(self, topology: "Topology") -> None:
-        from trainer.launch import is_restarted
+        from trainer.launch.launcher import is_restarted
         from trainer.prepare import prepare_run
 
         prepare_run(
@@ -99,7 +99,7 @@ class Train:
     def _run_rank(self) -> tuple[dict[str, Any], int]:
         """This rank's part of the run. Only the main rank has the result; launched ranks always end with 0."""
         from trainer.comm import is_lost_rank, join_group, leave_group
-        from trainer.launch import is_launched, is_ours
+        from trainer.launch.launcher import is_launched, is_ours
         from trainer.memory import full_memory_told
         from trainer.stopping import listening
 
