@@ -220,6 +220,11 @@ class Machine:
     keep: Literal["auto", "all"] | int = "auto"
     """Virtual ranks of a rank whose graph is kept for the backward pass; the others are encoded twice. auto: as many as
     fit into memory, by a short probe at the start."""
+    compile: bool = False
+    """torch.compile on the encoder: the first steps take a minute more, those after them less; it rounds otherwise."""
+    recompute: bool = False
+    """Of a transformer's kept graphs hold what lies between blocks alone, and work out the rest again: a third more
+    time, for a small part of the memory. Not for encoders with BatchNorm."""
     read_ahead_gb: float | None = None
     """Memory of each rank for tiles that are read ahead or used twice, GB; if not given a quarter of its share of the
     machine's, at most 8."""

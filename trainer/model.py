@@ -1,7 +1,7 @@
 """The two halves of a run's model on this rank, made from its config or from a checkpoint."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -12,6 +12,7 @@ from trainer.checkpoint import load_half
 from trainer.comm import Comm
 from trainer.config import RunConfig
 from trainer.encoders.encoder import build_encoder
+from trainer.errors import TrainerError
 from trainer.heads import Head
 from trainer.step import Engine
 
@@ -60,7 +61,29 @@ def build_engine(config: RunConfig, comm: Comm, *, tile_px: int, head: Head, ini
     )
     if engine.encoder is not None:
         comm.share_encoder([*engine.encoder.parameters(), *engine.encoder.buffers()])
+        _fit_machine(engine.encoder.backbone, config)
     return engine
+
+
+def _fit_machine(backbone: Any, config: RunConfig) -> None:
+    """Trades time and memory as `config.machine` says.
+
+    Raises:
+        TrainerError: a model of which that cannot be done.
+    """
+    if config.machine.recompute:
+        has_batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in backbone.modules())
+        try:
+            backbone.set_grad_checkpointing(not has_batchnorm)
+        except (AssertionError, AttributeError):
+            has_batchnorm = True
+        if has_batchnorm:
+            raise TrainerError(
+                f"machine.recompute with encoder.name {config.encoder.name!r}: expected a model in blocks, without "
+                "BatchNorm; leave it away, or give a smaller --machine.keep"
+            )
+    if config.machine.compile:
+        backbone.compile()
 
 
 def halves_of(engine: Engine) -> dict[HalfName, nn.Module]:

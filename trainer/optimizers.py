@@ -40,7 +40,8 @@ def build_optimizer(
     if not groups:
         return None
     listed: list[dict[str, Any]] = [{"params": of, "lr": rate, "peak": rate} for rate, of in groups.items()]
-    return torch.optim.AdamW(listed, lr=peak, weight_decay=optim.weight_decay)
+    is_on_gpu = listed[0]["params"][0].is_cuda
+    return torch.optim.AdamW(listed, lr=peak, weight_decay=optim.weight_decay, fused=is_on_gpu)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float, weight_decay: float) -> None:
