@@ -3,9 +3,16 @@
 import json
 import math
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import torch
+
+from tiler.version import VERSION
+from trainer.job import Job
+from trainer.step import Engine, Outcome
 
 
 class Journal:
@@ -48,6 +55,48 @@ class Journal:
         for name, value in plain.items() if at is not None else ():
             if isinstance(value, float):
                 self._board.add_scalar(f"{event}/{name}", value, at)
+
+
+def describe_run(job: Job, engine: Engine) -> dict[str, Any]:
+    """The line of a run that begins, or goes on."""
+    topology, splits = engine.comm.topology, ("train", "val", "test")
+    return {
+        "recipe": job.config.recipe,
+        "version": VERSION,
+        "torch": torch.__version__,
+        "device": engine.comm.device.type,
+        "world_size": topology.world_size,
+        "num_encoder_ranks": len(topology.encoder_ranks),
+        "num_groups": topology.num_groups,
+        "keep": "all" if engine.side.keep is None else engine.side.keep,
+        "virtual_ranks": topology.num_virtual,
+        "num_slides": {split: len(job.cohort.of(split)) for split in splits},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def describe_step(outcome: Outcome, *, step_s: float, num_groups: int) -> dict[str, Any]:
+    """The line of one slide's step.
+
+    Args:
+        outcome: what it gave.
+        step_s: seconds.
+        num_groups: of ranks, which wait for tiles side by side.
+    """
+    reads, num_rows = outcome.reads, outcome.plan.num_rows
+    return {
+        "epoch": outcome.plan.epoch,
+        "slide_id": outcome.plan.slide_id,
+        "loss": outcome.loss,
+        "gradient_norm": outcome.gradient_norm,
+        "num_tiles": num_rows,
+        "step_s": step_s,
+        "data_wait_s": outcome.wait_s / num_groups,
+        "read_tiles_per_s": reads.num_tiles / reads.seconds if reads.seconds else math.nan,
+        "decoded_per_tile": reads.num_decoded / num_rows,
+        "read_bytes": reads.num_bytes or math.nan,
+        "reread_tiles": reads.num_reread,
+    }
 
 
 def read_events(run: Path) -> Iterator[dict[str, Any]]:

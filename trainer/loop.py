@@ -11,23 +11,20 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import torch
 
 from manifests.errors import Stopped
-from tiler.version import VERSION
 from trainer.checkpoint import chosen_checkpoint, load_newest, save_checkpoint
 from trainer.comm import Comm
 from trainer.errors import TrainerError
 from trainer.heads import Head
 from trainer.job import Job, cores_per_rank, rank_memory
-from trainer.journal import Journal
+from trainer.journal import Journal, describe_run, describe_step
 from trainer.loading.quarantine import InHand, collect_crashes
 from trainer.loading.read_ahead import Reading
-from trainer.loading.shards import Reads, SlideInput
+from trainer.loading.shards import SlideInput
 from trainer.measures.merits import MERITS, rank_of
 from trainer.memory import settle_keep
 from trainer.model import build_engine, load_weights
@@ -91,7 +88,7 @@ class Loop:
             journal = stack.enter_context(Journal(self.job.run)) if self.comm.is_main else None
             started = time.perf_counter()
             if journal:
-                journal.write("run", **self._describe())
+                journal.write("run", **describe_run(self.job, self.engine))
             while self.sampler.epoch < self.job.config.optim.epochs and not self._is_out_of_patience():
                 self._epoch(self.sampler.epoch, journal)
             if journal:
@@ -166,21 +163,10 @@ class Loop:
                 standing.num_slides += 1
                 standing.num_tiles += plan.num_rows
                 if journal:
-                    slide_number = epoch * self.slides_per_epoch + plan.index
-                    journal.write(
-                        "step",
-                        at=slide_number,
-                        step=slide_number,
-                        epoch=epoch,
-                        slide_id=plan.slide_id,
-                        loss=outcome.loss,
-                        lr=optim.lr * rate[0],
-                        gradient_norm=outcome.gradient_norm,
-                        num_tiles=plan.num_rows,
-                        step_s=step_s / len(plans),
-                        data_wait_s=outcome.wait_s / self.comm.topology.num_groups,  # Groups wait side by side.
-                        **_describe_reads(outcome.reads, plan.num_rows),
-                    )
+                    at = epoch * self.slides_per_epoch + plan.index
+                    num_groups = self.comm.topology.num_groups
+                    line = describe_step(outcome, step_s=step_s / len(plans), num_groups=num_groups)
+                    journal.write("step", at=at, step=at, lr=optim.lr * rate[0], **line)
             self._refuse_many_skipped(epoch, sum(bool(outcome.error) for outcome in outcomes))
             self._save_within(epoch, number, is_last=plans[-1] is steps[-1])
 
@@ -341,34 +327,3 @@ class Loop:
         )
         if note and self.comm.is_main:
             print(f"note: {note}", file=sys.stderr)
-
-    def _describe(self) -> dict[str, Any]:
-        topology, config = self.comm.topology, self.job.config
-        return {
-            "recipe": config.recipe,
-            "version": VERSION,
-            "torch": torch.__version__,
-            "device": self.comm.device.type,
-            "world_size": topology.world_size,
-            "num_encoder_ranks": len(topology.encoder_ranks),
-            "num_groups": topology.num_groups,
-            "keep": "all" if self.engine.side.keep is None else self.engine.side.keep,
-            "virtual_ranks": topology.num_virtual,
-            "num_slides": {split: len(self.job.cohort.of(split)) for split in ("train", "val", "test")},
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-
-
-def _describe_reads(reads: Reads, num_rows: int) -> dict[str, float]:
-    """What a step's line in the journal says of its reading, all ranks together.
-
-    Args:
-        reads: what it took.
-        num_rows: tiles that the step used.
-    """
-    return {
-        "read_tiles_per_s": reads.num_tiles / reads.seconds if reads.seconds else math.nan,
-        "decoded_per_tile": reads.num_decoded / num_rows,
-        "read_bytes": reads.num_bytes or math.nan,
-        "reread_tiles": reads.num_reread,
-    }

@@ -153,10 +153,10 @@ def test_manifests_that_were_tiled_anew_are_refused(finished: Path, small_cohort
     tile_archive(str(small_cohort / "slides"), tmp_path / "M", TilerConfig(tile_px=32, mpp=1.0), Job(num_workers=0))
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    result, code = Evaluate(run_folder=run, manifests=tmp_path / "M").run()
-    assert code == 1
-    assert result["num_slides"] == 0
-    assert all("tiled anew" in reason for reason in result["skipped"])
+    with pytest.raises(SlidegradError, match=r"none of the 4 slides of test could be scored, the first: .* tiled anew"):
+        Evaluate(run_folder=run, manifests=tmp_path / "M").run()
+    for name in ("result.json", "scores.parquet"):  # The old result is worth more.
+        assert (run / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_a_heatmap_of_any_slide_of_the_cohort(finished: Path) -> None:

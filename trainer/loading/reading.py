@@ -19,7 +19,7 @@ from torch import Tensor
 from manifests import Manifest, ManifestSource, SlidegradError
 from tiler import DamageError, ReadError, Slide, TilerError, open_slide, plan_tiles, read_plan
 from trainer.loading.shards import Reads
-from trainer.reports.runlog import without_paths
+from trainer.privacy import without_paths
 from trainer.sampler import ShardPlan
 
 RETRY_DELAYS_S = (0.5, 2.0, 8.0)

@@ -7,7 +7,6 @@ report leaves the house. Slide ids stay.
 
 import contextlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,33 +21,13 @@ from numpy.typing import NDArray
 from trainer.errors import TrainerError
 from trainer.journal import read_events
 from trainer.measures.merits import PREDICTED
+from trainer.privacy import without_paths
 from trainer.targets import Task
 
 SPLITS = {"test": "test", "val": "validation", "train": "training"}
 """In the order in which results are looked for, and as they are called in a sentence."""
 _PATH_SETTINGS = frozenset({"machine.manifests", "machine.archive", "encoder.weights"})
 """Blanked whatever they look like: a folder `Doe` is no path to `without_paths`."""
-
-_START = r"""(?<![^\s"'(=\[{<,:|])(?!\d+(?:/\d+)+\b)"""  # 3/8 is no path.
-_CLOSE = r"""(?:[:;"')\]](?:[:;"')\],]|\s|$)|$)"""  # A mark inside a name, as in `Doe (2).svs`, closes nothing.
-_SUFFIX = (
-    r"\.(?:svs|svslide|tiff?|ndpi|mrxs|scn|bif|vm[su]|dcm|czi|isyntax|zarr|zip|png|jpe?g|csv|txt|parquet|jsonl?|ya?ml"
-    r"|pth?|safetensors|py|log|tmp)(?=\.?(?:[\s:;,\"')\]]|$))"
-)
-_WORD = r"""[^\s"'(=\[{<,:|\\/]+"""
-_IN_CLAUSE = rf"(?:(?!{_CLOSE}).)*?"
-_PATH = re.compile(
-    rf"""
-    (?<!\w["'])(?<=["']){_IN_CLAUSE}[\\/]{_IN_CLAUSE}(?:[\\/]|{_SUFFIX}){_IN_CLAUSE}(?={_CLOSE})  # 'Doe Jane/S 1.svs'
-    | {_START}
-      (?: (?:[a-z]:|[a-z][a-z\d+.-]+:(?=//)|~\w*)?[\\/](?!\s|$)  # /x, ~/x, C:\x, \\x, s3://x
-        | {_WORD}[\\/]+{_WORD}[\\/]  # x/y/z
-        | {_WORD}[\\/](?={_IN_CLAUSE}{_SUFFIX})  # x/Doe Jane.svs
-      )
-      {_IN_CLAUSE}(?:{_SUFFIX}|(?={_CLOSE}))
-    """,
-    re.MULTILINE | re.IGNORECASE | re.VERBOSE,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,16 +130,6 @@ def read_settings(run: Path) -> dict[str, str]:
     """`config.yaml` as dotted key to value, without paths; empty if there is none."""
     with _readable(run / "config.yaml") as file:
         return dict(_flat("", yaml.safe_load(file.read_text(encoding="utf-8")))) if file else {}
-
-
-def without_paths(text: str) -> str:
-    """The text with `[path]` for whatever is a path or an address.
-
-    That is what begins with `/`, `~/`, a drive or a scheme, and what is relative with two separators or a known
-    suffix; so `tiles/s` stays. Names of files hold spaces: a path reaches up to its suffix, without one up to a closing
-    mark, in quotes up to the quote. Where that is not clear, rather too much than too little.
-    """
-    return _PATH.sub("[path]", text)
 
 
 def _flat(prefix: str, node: object) -> Iterator[tuple[str, str]]:

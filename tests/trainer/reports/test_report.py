@@ -15,9 +15,10 @@ import yaml
 from manifests.files import disk_name
 from trainer.errors import TrainerError
 from trainer.measures.merits import measure_all
+from trainer.privacy import without_paths
 from trainer.reports import plots
 from trainer.reports.report import write_report
-from trainer.reports.runlog import read_log, read_settings, without_paths
+from trainer.reports.runlog import read_log, read_settings
 from trainer.targets import Task
 
 ODD_ID = "<script>alert('1')</script> & \"ä\" $x^2$"
