@@ -1,7 +1,8 @@
-"""`python -m tests.trainer.faulty_rank …`: the trainer, with one thing that goes wrong at a given place, once.
+"""`python -m tests.trainer.faulty_rank …`: the trainer, with things that go wrong at given places, each once.
 
-The environment says what: FAULT is `ACTION:PLACE:RANK:COUNT`, to be done by rank RANK at its COUNT-th visit of PLACE;
-FAULT_DONE a file that appears when it is done, so that a process that is started again lives.
+The environment says what: FAULTS are `ACTION:PLACE:RANK:COUNT`, with commas between, to be done by rank RANK at its
+COUNT-th visit of PLACE; FAULTS_DONE is a folder with a file for each that was done, so that a process that is started
+again lives.
 """
 
 import os
@@ -54,6 +55,6 @@ def arm(fault: str, done: Path) -> None:
 
 
 if __name__ == "__main__":
-    if "FAULT" in os.environ:
-        arm(os.environ["FAULT"], Path(os.environ["FAULT_DONE"]))
+    for each in os.environ["FAULTS"].split(",") if "FAULTS" in os.environ else ():
+        arm(each, Path(os.environ["FAULTS_DONE"], each))
     sys.exit(main(["train", *sys.argv[1:]]))
