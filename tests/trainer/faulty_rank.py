@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ ACTIONS: dict[str, Callable[[], object]] = {
     "crash": lambda: signal.pthread_kill(threading.get_ident(), signal.SIGSEGV),
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "usr1": lambda: os.kill(os.getpid(), signal.SIGUSR1),
+    "stall": lambda: time.sleep(float(os.environ["STALL_S"])),
 }
 
 

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,39 @@ def test_ranks_that_are_killed_in_every_phase(
         assert_same(run, undisturbed)
         num_killed += len(faults)
     print(f"killed {num_killed} times, {num_killed // len(PHASES)} in each phase; all runs equal the undisturbed one")
+
+
+@pytest.mark.slow
+@pytest.mark.torture
+def test_one_killed_rank_ends_all(words: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Where nobody starts them again."""
+    run, done = tmp_path / "run", tmp_path / "done"
+    ended = run_faulty(words(run), "kill:backward:2:3", done)
+    took_s = time.time() - next(done.iterdir()).stat().st_mtime
+    assert ended.returncode == 1
+    assert "(SIGKILL)" in ended.stderr
+    assert "slidegrad: another rank has ended" in ended.stderr
+    assert run_faulty(words(run, "--resume"), "", done).returncode == 0
+    print(f"all ranks had ended {took_s:.1f} s after one was killed")
+
+
+@pytest.mark.slow
+@pytest.mark.torture
+def test_a_file_system_that_stalls_is_waited_for(
+    words: Callable[..., list[str]],
+    undisturbed: Path,
+    tmp_path: Path,
+    times: Callable[[int, int], int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, stall_s = tmp_path / "run", times(3, 30)
+    monkeypatch.setenv("STALL_S", str(stall_s))
+    ended = run_faulty(words(run), "stall:read:1:9", tmp_path / "done")
+    assert ended.returncode == 0, ended.stderr
+    assert_same(run, undisturbed)
+    waited_s = max(event["data_wait_s"] for event in read_events(run) if event["event"] == "step")
+    assert waited_s > stall_s / 2
+    print(f"a read that stalled for {stall_s} s: the run equals the undisturbed one")
 
 
 @pytest.mark.slow
