@@ -710,7 +710,7 @@ def test_a_step_line_says_what_reading_took(small_manifests: Path, small_cohort:
 def test_a_deadline_comes_before_other_ranks_give_up() -> None:
     assert Machine().read_deadline_s < COLLECTIVES_S
     with pytest.raises(TrainerError, match=r"machine\.read_deadline_s is 21600: expected above 0 and below 21600 s"):
-        Machine(read_deadline_s=600)
+        Machine(read_deadline_s=21_600)
     with pytest.raises(TrainerError, match=r"machine\.read_ahead_gb is 0: expected above 0"):
         Machine(read_ahead_gb=0)
 
