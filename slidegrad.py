@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": ("trainer.cli", "Evaluate", "score a run's slides: AUC with its interval, ROC, report"),
     "heatmap": ("trainer.cli", "Heatmap", "attention of a run over one slide"),
     "verify": ("trainer.cli", "Verify", "show that ranks and virtual ranks give one process's gradients"),
+    "plan": ("trainer.planning.cli", "Plan", "what a job would take: memory, seconds of a slide, where scaling ends"),
     "bench": ("tiler.bench.cli", "Bench", "read: tiles per second by reader, beside the limit that decoding sets"),
     "doctor": ("trainer.doctor", "Doctor", "what this machine, and a slide, can and cannot do"),
 }
