@@ -57,6 +57,7 @@ class Loop:
         """The checkpoint to go on from."""
         head = Head.for_cohort(config.head, job.cohort)
         self.engine = build_engine(config, comm, tile_px=job.tile_px, head=head, initial=self.newest is None)
+        self.update = Update(self.engine, config)
         if config.machine.keep == "auto":
             self._settle_keep()
         training = job.cohort.of("train")
@@ -70,7 +71,6 @@ class Loop:
             balance=config.cohort.balance,
             labels={slide_id: case.label for slide_id, case in training.items()} if head.task == "classes" else None,
         )
-        self.update = Update(self.engine, config)
         self.slides_per_epoch = len(self.sampler.steps())
         self.standing = Standing()
         quarantined = comm.from_main(collect_crashes(job.run) if comm.is_main else None)

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
+from manifests.files import atomic_path
 from trainer.aggregators import build_aggregator
 from trainer.checkpoint import load_half
 from trainer.comm import Comm
@@ -95,11 +97,25 @@ def halves_of(engine: Engine) -> dict[HalfName, nn.Module]:
 def load_weights(engine: Engine, checkpoint: Path) -> None:
     """Puts a checkpoint's weights, averaged ones if it has them, into the halves that this rank holds."""
     for name, half in halves_of(engine).items():
-        saved = load_half(checkpoint, name)
-        if (average := saved.get("average")) is not None:
-            half.load_state_dict({k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"})
-        else:
-            half.load_state_dict(saved["model"])
+        half.load_state_dict(_weights(checkpoint, name))
+
+
+def export_weights(run: Path, checkpoint: Path) -> None:
+    """Writes a checkpoint's weights as RUN/weights/{encoder,aggregator}.safetensors, for other programs and other runs.
+
+    The encoder's have timm's names, so that timm, and --encoder.weights, take the file.
+    """
+    for name in ("encoder", "aggregator"):
+        tensors = {k.removeprefix("backbone."): v.contiguous() for k, v in _weights(checkpoint, name).items()}
+        with atomic_path(run / "weights" / f"{name}.safetensors") as partial:
+            save_file(tensors, partial)
+
+
+def _weights(checkpoint: Path, half: str) -> dict[str, Any]:
+    saved = load_half(checkpoint, half)
+    own: dict[str, Any] = saved["model"]
+    average = saved.get("average") or {}
+    return {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"} or own
 
 
 def set_products(*, tf32: bool) -> None:

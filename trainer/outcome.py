@@ -19,7 +19,7 @@ from trainer.heads import Head
 from trainer.job import Job
 from trainer.loop import Loop
 from trainer.measures.merits import MERITS, PREDICTED
-from trainer.model import build_engine, load_weights
+from trainer.model import build_engine, export_weights, load_weights
 from trainer.prepare import open_run
 from trainer.reports.heatmap import render_heatmap
 from trainer.reports.plots import heatmap_card
@@ -40,6 +40,7 @@ def conclude(loop: Loop) -> dict[str, Any]:
     scores, skipped = loop.score_best("test")
     if not comm.is_main:
         return {}
+    export_weights(job.run, chosen_checkpoint(job.run))
     return _write_all(job, "test", scores, {**loop.standing.skipped, **dict(skipped)})
 
 

@@ -9,15 +9,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file
 
 from manifests import LocalManifests
 from manifests.catalog import read_paths
 from manifests.errors import SlidegradError
 from tiler.archive import Job, tile_archive
 from tiler.config import TilerConfig
-from trainer.checkpoint import list_checkpoints, load_half
+from trainer.checkpoint import chosen_checkpoint, list_checkpoints, load_half
 from trainer.cli import Evaluate, Heatmap, Train
+from trainer.config import Encoder
+from trainer.encoders.encoder import build_encoder
 from trainer.journal import read_events
 
 QUICK = ("--optim.epochs", "2", "--tiles.k", "8", "--optim.precision", "float64")
@@ -79,6 +83,17 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     patients = {split: {r["patient_id"] for r in cohort if r["split"] == split} for split in ("train", "val", "test")}
     assert not patients["train"] & patients["test"]
     assert not patients["train"] & patients["val"]
+
+
+def test_the_encoder_is_there_for_timm_and_for_the_next_run(finished: Path) -> None:
+    file = finished / "weights" / "encoder.safetensors"
+    found = build_encoder(Encoder(name="test_resnet", weights=str(file)), 32).state_dict()
+    saved = load_half(chosen_checkpoint(finished), "encoder")["model"]
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(found[name], value.to(found[name].dtype)) for name, value in saved.items())
+    backbone = timm.create_model("test_resnet", num_classes=0)
+    backbone.load_state_dict(load_file(file))
+    assert load_file(file.with_name("aggregator.safetensors"))
 
 
 def test_a_resumed_run_is_bit_equal_to_the_one_never_stopped(
