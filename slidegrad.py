@@ -54,6 +54,8 @@ _KEPT = {
 }
 """What Ctrl-C leaves."""
 
+_AGAIN = {"train": "it again with --resume, if it had begun"}
+
 
 class Command(Protocol):
     """What every command answers."""
@@ -97,7 +99,8 @@ def main(argv: Sequence[str]) -> int:
         if error.errno not in _TROUBLE:
             return _unexpected()
         place = f"{error.filename}: " if error.filename else ""
-        _complain(f"{place}{error.strerror}; {_TROUBLE[error.errno]}, then run the same command again")
+        again = _AGAIN.get(argv[0], "the same command again")
+        _complain(f"{place}{error.strerror}; {_TROUBLE[error.errno]}, then run {again}")
         return EXIT_USAGE
     except Exception:  # noqa: BLE001 - the outermost boundary: told in full, exit code 70
         return _unexpected()

@@ -8,6 +8,7 @@ file's digest is in `state.json`, so that damage is noticed. Loading runs no cod
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +23,7 @@ from trainer.errors import TrainerError
 
 _NUM_KEPT = 2
 _EPOCH, _SLIDE, _DAMAGED = "epoch_", "_slide_", "damaged_"
+_NAME = re.compile(rf"{_EPOCH}\d+({_SLIDE}\d+)?")
 
 
 def save_checkpoint(run: Path, comm: Comm, halves: Mapping[str, dict[str, Any]], state: dict[str, Any]) -> str:
@@ -88,7 +90,8 @@ def _superfluous(run: Path) -> list[Path]:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted((f.parent for f in (run / "checkpoints").glob(f"{_EPOCH}*/state.json")), key=_position)
+    whole = (f.parent for f in (run / "checkpoints").glob(f"{_EPOCH}*/state.json"))
+    return sorted((folder for folder in whole if _NAME.fullmatch(folder.name)), key=_position)
 
 
 def _position(checkpoint: Path) -> tuple[int, float]:
@@ -111,10 +114,10 @@ def load_newest(
         Its folder, its state, and what was saved of each half, on the CPU; None and nothing if the run has none.
 
     Raises:
-        TrainerError: there are some, and none is sound.
+        TrainerError: there are some, or were, and none is sound.
+        OSError: they cannot be reached now, which is no damage.
     """
     names: list[str] = comm.from_main([f.name for f in list_checkpoints(run)] if comm.is_main else [])
-    error = ""
     for name in reversed(names):
         checkpoint, state, loaded, mine = run / "checkpoints" / name, {}, {}, ""
         try:
@@ -129,8 +132,10 @@ def load_newest(
             shutil.rmtree(aside, ignore_errors=True)
             checkpoint.replace(aside)
             print(f"note: {error}; set aside as {aside.name}, looking at the one before it", file=sys.stderr)
-    if error:
-        raise TrainerError(f"{run}: no sound checkpoint among {len(names)}; remove checkpoints/ to begin anew")
+    if comm.from_main(comm.is_main and any((run / "checkpoints").glob(f"{_DAMAGED}*"))):
+        raise TrainerError(
+            f"{run}: all checkpoints are damaged; bring a copy back, or remove checkpoints/ to begin anew"
+        )
     return None, {}, {}
 
 
@@ -157,11 +162,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """Where the run stood.
 
     Raises:
-        TrainerError: not readable.
+        TrainerError: damaged.
+        OSError: it cannot be reached.
     """
     try:
         state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         raise TrainerError(f"{checkpoint.name}: state.json is damaged; remove this checkpoint") from None
     return state
 
@@ -170,7 +176,8 @@ def load_half(checkpoint: Path, half: str) -> dict[str, Any]:
     """What was saved of one half, on the CPU.
 
     Raises:
-        TrainerError: not readable, or not what was written.
+        TrainerError: not what was written.
+        OSError, MemoryError: it cannot be reached, or held: no damage.
     """
     file = _file(checkpoint, half)
     digest = read_state(checkpoint).get("digests", {}).get(half)  # None in checkpoints from before there were any.
@@ -178,6 +185,10 @@ def load_half(checkpoint: Path, half: str) -> dict[str, Any]:
         if digest not in (None, _digest(file)):
             raise ValueError("not what was written")
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError) as error:
+        if not isinstance(error, FileNotFoundError):
+            raise
+        raise TrainerError(f"{checkpoint.name}: {file.name} is missing; remove it") from None
     except Exception as error:  # noqa: BLE001 - whatever a damaged file raises, the user gets one sentence
         raise TrainerError(f"{checkpoint.name}: {file.name} is damaged ({type(error).__name__}); remove it") from None
     return content

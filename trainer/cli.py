@@ -84,17 +84,23 @@ class Train:
         return Topology.make(num_processes, machine.aggregator, self.config.virtual_ranks, machine.groups)
 
     def _prepare(self, topology: "Topology") -> None:
-        from trainer.launch.launcher import is_restarted
+        from manifests.files import write_text
+        from trainer.launch.launcher import launch_id
         from trainer.prepare import prepare_run
 
+        # A run that this launch began is gone on with when its ranks start again.
+        begun = self.out / "launch_id"
+        is_ours = bool(launch_id()) and begun.exists() and begun.read_text() == launch_id()
         prepare_run(
             self.out,
             self.config,
             manifests=self.manifests,
             labels=self.labels,
             topology=topology,
-            resume=self.resume or (is_restarted() and (self.out / "config.yaml").exists()),
+            resume=self.resume or is_ours,
         )
+        if launch_id():
+            write_text(begun, launch_id())
 
     def _run_rank(self) -> tuple[dict[str, Any], int]:
         """This rank's part of the run. Only the main rank has the result; launched ranks always end with 0."""

@@ -238,12 +238,13 @@ def join_group() -> tuple[int, int, torch.device]:
         print(f"note: {torch.cuda.device_count()} GPUs for more ranks: running on the CPU", file=sys.stderr)
     if world_size > 1:
         store, *_ = next(rendezvous("env://", timeout=_TIMEOUT))
-        # torchrun keeps its store over restarts: without a place of its own an attempt finds addresses of the dead.
-        attempt = torch._C._distributed_c10d.PrefixStore(
-            f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
-        )
+        if world_size == int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
+            # torchrun may keep its store over restarts, with addresses of the dead. Only one node's ranks all know how
+            # often they were started; on several, trainer/launch/torchrun.sh asks for a store each time.
+            name = f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+            store = dist.PrefixStore(name, store)  # type: ignore[attr-defined]
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
     return rank, world_size, device
 
 

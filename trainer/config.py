@@ -278,6 +278,8 @@ class RunConfig:
         v = self.virtual_ranks
         _check(v is None or v >= 1, "virtual_ranks", v, "at least 1")
         _check(0 <= self.seed < 2**63, "seed", self.seed, "[0, 2^63)")
+        in_vain = self.optim.ema is not None and self.encoder.batchnorm == "sync"
+        _check(not in_vain, "optim.ema", self.optim.ema, "None, as encoder.batchnorm is sync")
         is_meant = self.cohort.balance == "none" or self.head.task == "classes"
         _check(is_meant, "cohort.balance", self.cohort.balance, f"none, as head.task is {self.head.task}")
 

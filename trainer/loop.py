@@ -128,12 +128,17 @@ class Loop:
         except Stopped:
             self._save(epoch, slide=self.sampler.next_step)
             raise
-        line = {"train_loss": standing.loss_sum / standing.num_slides, **validated}
-        num_tiles = standing.num_tiles
-        self._finish_epoch(epoch, validated)
         if journal:
-            seconds = train_s + time.perf_counter() - started
-            journal.write("epoch", at=epoch, epoch=epoch, **line, seconds=seconds, tiles_per_s=num_tiles / train_s)
+            journal.write(
+                "epoch",
+                at=epoch,
+                epoch=epoch,
+                train_loss=standing.loss_sum / standing.num_slides,
+                **validated,
+                seconds=train_s + time.perf_counter() - started,
+                tiles_per_s=standing.num_tiles / train_s,
+            )
+        self._finish_epoch(epoch, validated)
 
     def _train(self, epoch: int, steps: list[StepPlan], reading: Reading, journal: Journal | None) -> None:
         """The epoch's steps that are left."""
@@ -199,10 +204,12 @@ class Loop:
         """
         every, num_done = self.job.config.machine.save_every, self.sampler.next_step
         stops = wants_stop(self.comm)
+        error = ""
         if stops or (every and (number + 1) % every == 0 and not is_last):
-            self._save(epoch, slide=num_done)
+            error = self._save(epoch, slide=num_done)
         if stops:
-            raise stopped(self.comm, f"after {num_done} of {self.slides_per_epoch} slides of epoch {epoch}")
+            where = f"after {num_done} of {self.slides_per_epoch} slides of epoch {epoch}"
+            raise stopped(self.comm, f"{where}, of which nothing new could be saved" if error else where)
 
     def _mine(self, steps: list[StepPlan]) -> list[StepPlan]:
         """The slides of this rank's group."""

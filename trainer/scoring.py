@@ -16,6 +16,7 @@ from manifests.files import atomic_path, write_text
 from trainer.cohort import Cohort
 from trainer.job import Job
 from trainer.loading.loader import TileLoader
+from trainer.loading.quarantine import quarantined
 from trainer.measures.merits import PREDICTED, find_merit, measure_all
 from trainer.sampler import plan_scoring, shards_of, steps_of
 from trainer.step import Engine, SlideInput
@@ -64,7 +65,7 @@ def score_split(
     all_steps = plan_scoring(job.cohort.num_tiles(split), tiles=job.config.tiles)
     steps = steps_of(all_steps, comm.topology, comm.rank)
     engine.set_training(False)
-    loader = loader or job.loader(comm)
+    loader = loader or job.loader(comm, quarantined=quarantined(job.run))
     scores, skipped = [], []
     with loader.read(shards_of(steps, comm.topology, comm.rank, job.config.seed)) as reading:
         for step in steps:

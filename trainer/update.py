@@ -38,7 +38,10 @@ class Update:
         self._averages: dict[HalfName, AveragedModel] = {}
         if self._optim.ema is not None:
             average = get_ema_multi_avg_fn(self._optim.ema)
-            self._averages = {name: AveragedModel(half, multi_avg_fn=average) for name, half in self._halves.items()}
+            # With BatchNorm's statistics, which go with the weights.
+            self._averages = {
+                name: AveragedModel(half, multi_avg_fn=average, use_buffers=True) for name, half in self._halves.items()
+            }
         self._is_scaled = self._optim.precision == "fp16"
         self._num_good = 0
         """Steps since the loss scale changed."""

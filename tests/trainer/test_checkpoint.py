@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,8 +78,31 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_it_used(
 def test_where_none_is_sound_nothing_begins_anew_by_itself(tmp_path: Path, alone: Comm) -> None:
     save(tmp_path, alone, 0)
     (list_checkpoints(tmp_path)[-1] / "encoder.pt").write_bytes(b"")
-    with pytest.raises(TrainerError, match="no sound checkpoint among 1; remove checkpoints/ to begin anew"):
-        load_newest(tmp_path, alone, HALVES)
+    for _ in range(2):
+        with pytest.raises(TrainerError, match="all checkpoints are damaged; bring a copy back, or"):
+            load_newest(tmp_path, alone, HALVES)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError()])
+def test_what_cannot_be_reached_now_is_no_damage(
+    error: Exception, tmp_path: Path, alone: Comm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    save(tmp_path, alone, 0)
+    with monkeypatch.context() as stumbling:
+        stumbling.setattr(torch, "load", fail)
+        with pytest.raises(type(error)):
+            load_newest(tmp_path, alone, HALVES)
+    assert load_newest(tmp_path, alone, HALVES)[1]["epoch"] == 0
+
+
+def test_copies_beside_checkpoints_are_left_alone(tmp_path: Path, alone: Comm) -> None:
+    save(tmp_path, alone, 0)
+    shutil.copytree(list_checkpoints(tmp_path)[0], tmp_path / "checkpoints" / "epoch_0000.bak")
+    save(tmp_path, alone, 1)
+    assert names(tmp_path) == ["epoch_0000", "epoch_0001"]
 
 
 @pytest.fixture

@@ -68,13 +68,24 @@ def start(script: str, env: dict[str, str], *flags: str) -> subprocess.Popen[str
     )
 
 
-def signal_after_a_step(process: subprocess.Popen[str], run: Path, number: int) -> None:
+def find_rank(run: Path, rank: int) -> int:
+    """The process id of one rank of a run."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            is_rank = f"RANK={rank}".encode() in (folder / "environ").read_bytes().split(b"\0")
+            if is_rank and b"trainer" in words and str(run).encode() in words:
+                return int(folder.name)
+    raise AssertionError(f"no rank {rank}")
+
+
+def signal_after_a_step(process: subprocess.Popen[str], run: Path, number: int, of_rank: int | None = None) -> None:
     until = time.monotonic() + 120
     while not any(event["event"] == "step" for event in read_events(run)):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until, "no step in two minutes"
         time.sleep(0.05)
-    os.kill(process.pid, number)
+    os.kill(process.pid if of_rank is None else find_rank(run, of_rank), number)
 
 
 @pytest.mark.slow
@@ -101,6 +112,19 @@ def test_a_job_saves_before_its_time_is_up_and_goes_on_in_the_next(
     assert len(losses(run)) == 180
     starts = [event for event in read_events(run) if event["event"] == "run"]
     assert [event["world_size"] for event in starts] == [2, 2]
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_on_one_node_has_those_of_all_nodes_started_again(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start("slurm.sh", cluster | {"RESTARTS": "1"}, *FLAGS)
+    signal_after_a_step(process, run, signal.SIGKILL, of_rank=1)
+    told, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, told
+    assert len(losses(run)) == 180
+    assert len([event for event in read_events(run) if event["event"] == "run"]) == 2
 
 
 @pytest.mark.slow

@@ -23,9 +23,10 @@ def is_launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def is_restarted() -> bool:
-    """torchrun started this process again, after a rank had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def launch_id() -> str:
+    """What torchrun calls this launch, the same after it has started ranks again; empty if it has no name."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return "" if name == "none" else name
 
 
 def launch(arguments: Sequence[str], num_processes: int, threads_per_rank: int, num_restarts: int = 0) -> None:

@@ -17,7 +17,7 @@
 #BSUB -Q "75"
 #BSUB -o slidegrad-%J.log
 set -euo pipefail
-: "${SCRIPTS:?the folder of torchrun.sh}" "${PORT:=29500}" "${FLAGS:=}"
+: "${SCRIPTS:?the folder of torchrun.sh}" "${PORT:=$((20000 + LSB_JOBID % 40000))}" "${FLAGS:=}"
 # source /path/to/.venv/bin/activate
 hosts="$(sort -u "$LSB_DJOB_HOSTFILE")"
 NODES="$(wc -l <<<"$hosts")" MEET="$(head -n 1 <<<"$hosts"):$PORT"

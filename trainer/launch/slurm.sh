@@ -17,7 +17,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slidegrad-%j.log
 set -euo pipefail
-: "${SCRIPTS:=$SLURM_SUBMIT_DIR}" "${PORT:=29500}" "${MOST_JOBS:=50}"
+: "${SCRIPTS:=$SLURM_SUBMIT_DIR}" "${PORT:=$((20000 + SLURM_JOB_ID % 40000))}" "${MOST_JOBS:=50}"
 # source /path/to/.venv/bin/activate
 export NODES="$SLURM_NNODES" RANKS="${RANKS:-${SLURM_GPUS_ON_NODE:?give RANKS, the ranks of a node}}"
 MEET="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$PORT"

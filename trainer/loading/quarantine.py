@@ -9,6 +9,7 @@ and accuses nobody.
 import faulthandler
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Self
@@ -18,6 +19,8 @@ from manifests.files import write_text
 _TIMES = 2
 _WIDTH = 256
 _FOLDER, _COUNTS = "in_hand", "crashes.json"
+_READER = re.compile(r"/(tiler/|trainer/loading/reading\.py)")
+"""In the trace of a thread that reads, or that helps one to."""
 
 
 def collect_crashes(run: Path) -> frozenset[str]:
@@ -27,19 +30,36 @@ def collect_crashes(run: Path) -> frozenset[str]:
         run: the run's folder.
     """
     folder = run / _FOLDER
-    counts: dict[str, int] = {}
-    if (folder / _COUNTS).exists():
-        counts = json.loads((folder / _COUNTS).read_text())
-    found = False
+    crashed = set()
     for trace in folder.glob("*.fault"):
         slide = trace.with_suffix(".slide")
-        if trace.stat().st_size and slide.exists() and (slide_id := slide.read_text().strip()):
-            counts[slide_id], found = counts.get(slide_id, 0) + 1, True
+        if slide.exists() and _was_reading(trace.read_text(errors="replace")):
+            crashed.add(slide.read_text().strip())
         trace.unlink(missing_ok=True)
         slide.unlink(missing_ok=True)
-    if found:
+    counts = _counts(run)
+    for slide_id in crashed - {""}:  # Once, in however many ranks.
+        counts[slide_id] = counts.get(slide_id, 0) + 1
+    if crashed:
         write_text(folder / _COUNTS, json.dumps(counts, indent=1))
-    return frozenset(slide_id for slide_id, times in counts.items() if times >= _TIMES)
+    return quarantined(run)
+
+
+def quarantined(run: Path) -> frozenset[str]:
+    """Slides that are not to be read any more."""
+    return frozenset(slide_id for slide_id, times in _counts(run).items() if times >= _TIMES)
+
+
+def _counts(run: Path) -> dict[str, int]:
+    file = run / _FOLDER / _COUNTS
+    counts: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+    return counts
+
+
+def _was_reading(trace: str) -> bool:
+    """The thread that crashed was reading a slide, and was no other's, such as a watchdog's."""
+    _, _, after = trace.partition("Current thread")
+    return bool(_READER.search(after.partition("\n\n")[0]))
 
 
 class InHand:
