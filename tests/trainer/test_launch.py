@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,8 @@ def cluster(tmp_path: Path, small_manifests: Path, small_cohort: Path) -> Iterat
     }
     slurm = {"SLURM_NNODES": 2, "SLURM_JOB_ID": 17, "SLURM_JOB_NODELIST": "localhost", "SLURM_SUBMIT_DIR": SCRIPTS}
     more = {"SCRIPTS": SCRIPTS, "LSB_DJOB_HOSTFILE": tmp_path / "hosts", "RANKS": 1, "RESTARTS": 0, "PLACE": tmp_path}
-    more |= {"PATH": f"{shims}:{os.environ['PATH']}", "OMP_NUM_THREADS": 1, "PORT": 29_000 + os.getpid() % 900}
+    path = f"{shims}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    more |= {"PATH": path, "OMP_NUM_THREADS": 1, "PORT": 29_000 + os.getpid() % 900}
     yield {**os.environ, **{name: str(value) for name, value in {**job, **slurm, **more}.items()}}
     for node in (tmp_path / "nodes").read_text().split() if (tmp_path / "nodes").exists() else ():
         with contextlib.suppress(ProcessLookupError):
