@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.test_train import losses
+from tests.trainer.test_train import arguments, losses
 from trainer.checkpoint import list_checkpoints
 from trainer.journal import read_events
 
@@ -127,6 +127,21 @@ def test_a_rank_that_is_killed_on_one_node_has_those_of_all_nodes_started_again(
     assert process.returncode == 0, told
     assert len(losses(run)) == 180
     assert len([event for event in read_events(run) if event["event"] == "run"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_front_door_passes_a_signal_on_and_ends_with_75(
+    number: signal.Signals, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    words = arguments(Path(cluster["MANIFESTS"]), Path(cluster["LABELS"]), tmp_path / "run", *FLAGS, "--nproc", "2")
+    command = [sys.executable, "-m", "slidegrad", "train", *words]
+    process = subprocess.Popen(command, env=cluster, cwd=ROOT, text=True, stderr=subprocess.PIPE)
+    signal_after_a_step(process, tmp_path / "run", number)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 75, told
+    assert f"stopped by {number.name}, after " in told
+    assert list_checkpoints(tmp_path / "run")
 
 
 @pytest.mark.slow

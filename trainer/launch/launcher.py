@@ -53,14 +53,13 @@ def launch(arguments: Sequence[str], num_processes: int, threads_per_rank: int, 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVE_S))
     os.environ[_OURS] = "1"
-    flags = {
-        "--nproc-per-node": num_processes,
-        "--max-restarts": num_restarts,
-        "--signals-to-handle": ",".join(("SIGINT", "SIGHUP", "SIGQUIT", *(s.name for s in SIGNALS))),
-    }
-    options = [str(word) for pair in flags.items() for word in pair]
+    # The flag --signals-to-handle, for versions of torch that know it.
+    os.environ.setdefault(
+        "PET_SIGNALS_TO_HANDLE", ",".join(("SIGINT", "SIGHUP", "SIGQUIT", *(s.name for s in SIGNALS)))
+    )
+    flags = ["--standalone", "--nproc-per-node", str(num_processes), "--max-restarts", str(num_restarts)]
     try:
-        run(parse_args(["--standalone", *options, "-m", "trainer", *arguments]))
+        run(parse_args([*flags, "-m", "trainer", *arguments]))
     except SignalException as error:
         if error.sigval in SIGNALS:
             raise Stopped from None
