@@ -247,6 +247,12 @@ def test_any_error_of_a_reader_is_a_skipped_slide(
         train(small_manifests, labels, tmp_path / "another", *QUICK)
 
 
+def test_calibration_that_has_nothing_to_measure_says_so(small_manifests: Path, labels: Path, tmp_path: Path) -> None:
+    more = ("--tiles.k", "None", "--tiles.tiles", "all", "--tiles.max-tiles", "2", "--virtual-ranks", "2")
+    with pytest.raises(SlidegradError, match="none of the first 6 slides gave a virtual rank two tiles to measure"):
+        train(small_manifests, labels, tmp_path / "run", "--optim.epochs", "1", *more)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -271,7 +277,13 @@ def test_any_error_of_a_reader_is_a_skipped_slide(
         (["--head.task", "regression", "--head.class-weights", "balanced"], "head.class_weights is balanced"),
         (["--encoder.name", "resnet999"], "encoder.name 'resnet999': timm does not know it"),
         (["--encoder.weights", "/nowhere/w.pth"], "encoder.weights /nowhere/w.pth: no such file"),
-        (["--tiles.tiles", "all"], "neither tiles.k nor tiles.k_per_rank"),
+        (["--tiles.tiles", "all"], "neither tiles.k nor tiles.k_per_rank; k is 96, give --tiles.k None"),
+        (["--tiles.k", "2"], "tiles.k=2 over virtual_ranks=2: BatchNorm has nothing to measure"),
+        (["--optim.ema", "0.9", "--encoder.batchnorm", "sync"], "optim.ema is 0.9: expected None"),
+        (["--cohort.balance", "once", "--head.task", "regression"], "cohort.balance is once: expected none"),
+        (["--machine.recompute"], "machine.recompute with encoder.name 'test_resnet'"),
+        (["--restarts", "1"], "--restarts 1: expected 0, or more with --nproc from 2"),
+        (["--seed", "-1"], "seed is -1"),
         (["--resume"], "holds no run"),
         (["--optim.lr", "-1"], "optim.lr is -1"),
         (["--out", "/dev/null/run"], "cannot write there"),

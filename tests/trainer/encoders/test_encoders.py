@@ -505,3 +505,11 @@ def test_all_frozen_is_scoring_mode_throughout(tiles_NHWC: Tensor) -> None:
 def test_nothing_frozen_is_training_mode_throughout() -> None:
     encoder = build_encoder(Encoder(name="test_resnet"), PX).train()
     assert all(module.training for module in encoder.modules())
+
+
+def test_weights_that_hold_no_numbers_are_refused(tmp_path: Path) -> None:
+    state = timm.create_model("test_resnet", num_classes=0).state_dict()
+    state["bn1.bias"][0] = torch.nan
+    torch.save(state, file := tmp_path / "weights.pth")
+    with pytest.raises(TrainerError, match=r"1 tensors hold no numbers \(NaN, inf\), first bn1\.bias"):
+        build_encoder(Encoder(name="test_resnet", weights=str(file)), 32)

@@ -137,6 +137,7 @@ def test_a_rank_that_differs_from_the_others_is_the_one_that_counts() -> None:
         ({"plot": Path("errors.jpg")}, "--plot errors.jpg: expected a .png in a folder"),
         ({"inject_fault": "group", "groups": "1"}, "--inject-fault group: expected --groups above 1"),
         ({"inject_fault": "swap", "aggregator": ("mean",)}, "--inject-fault swap: expected an --aggregator other than"),
+        ({"bn": "virtual", "encoder": ("linear",)}, "--bn virtual with --encoder linear: it has no BatchNorm"),
         ({"aggregator": ()}, "--encoder, --aggregator and --dtype: expected at least one of each"),
     ],
 )
