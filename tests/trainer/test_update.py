@@ -44,6 +44,13 @@ def make(optim: Optim, autocast: torch.dtype | None = None) -> tuple[Engine, Upd
     return engine, Update(engine, replace(RunConfig(), optim=optim))
 
 
+def statistics(engine: Engine) -> list[Tensor]:
+    """BatchNorm's running ones."""
+    assert isinstance(engine.encoder, Encoder)
+    norm = engine.encoder.norm
+    return [value.detach().clone() for value in (norm.running_mean, norm.running_var) if value is not None]
+
+
 def parameters(engine: Engine) -> list[Tensor]:
     assert engine.encoder is not None
     assert engine.aggregator is not None
@@ -88,15 +95,16 @@ def test_averaged_weights_are_those_of_the_formula_and_are_scored_by() -> None:
     states = []
     for number in range(3):
         step(engine, update, number)
-        states.append([p.detach().clone() for p in parameters(engine)])
+        states.append([*(p.detach().clone() for p in parameters(engine)), *statistics(engine)])
     expected = [0.5 * (0.5 * a + 0.5 * b) + 0.5 * c for a, b, c in zip(*states, strict=True)]
     with update.averaged():
-        found = [p.detach().clone() for p in parameters(engine)]
+        found = [*(p.detach().clone() for p in parameters(engine)), *statistics(engine)]
         assert engine.side.encoder is engine.encoder
         assert isinstance(engine.encoder, Encoder)
     for value, true in zip(found, expected, strict=True):
         torch.testing.assert_close(value, true)
-    assert all(torch.equal(a, b) for a, b in zip(parameters(engine), states[-1], strict=True))
+    now = [*parameters(engine), *statistics(engine)]
+    assert all(torch.equal(a, b) for a, b in zip(now, states[-1], strict=True))
 
 
 @pytest.mark.parametrize(("given", "what"), [({"loss": float("nan")}, "the loss"), ({}, "the gradient")])
