@@ -48,7 +48,7 @@ bench: setup
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file" >&2; $(RUN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
 
 torture: setup
-	$(RUN)/python -m pytest --full-counts -m torture -rA
+	$(RUN)/python -m pytest --full-counts -m torture -rA --timeout 14400
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -69,7 +69,8 @@ class RunningStats:
         self._tracked = [layer.num_batches_tracked for layer in self.layers]
         # Per buffer the sum over tiles, and the number of tiles: tensors that ranks can add up.
         self.sums = [torch.zeros_like(buffer) for buffer in self._before]
-        self.num_tiles = next(encoder.parameters()).new_zeros(1)
+        like = next(encoder.parameters())
+        self.num_tiles = torch.zeros(1, dtype=like.dtype, device=like.device)
         self._pending: list[tuple[int, list[Tensor]]] = []
         self._restore()
 

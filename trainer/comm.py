@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous
 
 from trainer.config import COLLECTIVES_S
@@ -77,6 +78,12 @@ class Comm:
     def encoder_group(self) -> Any:
         """torch's group of all encoder ranks; None for all ranks."""
         return self._encoders
+
+    def encoder_mesh(self) -> DeviceMesh:
+        """The encoder ranks as torch's mesh of one dimension, for what it spreads over them."""
+        group = self._encoders or dist.group.WORLD
+        assert group is not None, "one encoder rank makes no mesh"
+        return DeviceMesh.from_group(group, self.device.type)
 
     def agree(self, error: str, *numbers: float) -> tuple[str, list[list[float]]]:
         """Tells the ranks of a group whether any of them failed, and some numbers of each.

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, cast, get_type_hints
 import tyro
 import yaml
 
+from tiler.version import VERSION
 from trainer.errors import TrainerError
 
 
@@ -203,6 +204,8 @@ class Optim:
         _check(self.patience is None or self.patience >= 1, "optim.patience", self.patience, "at least 1")
 
 
+_VERSION = "version"
+"""Of Slidegrad, beside the fields in `config.yaml`."""
 COLLECTIVES_S = 6 * 3600
 """How long ranks wait for each other, s (`trainer.comm`): an aggregator for a slide's features, a group for another's
 slides. A rank that ends is noticed at once, so this ends only what hangs for a reason that nobody knew."""
@@ -225,6 +228,9 @@ class Machine:
     recompute: bool = False
     """Of a transformer's kept graphs hold what lies between blocks alone, and work out the rest again: a third more
     time, for a small part of the memory. Not for encoders with BatchNorm."""
+    fsdp: bool = False
+    """Spread the encoder's weights, gradients and moments over the encoder ranks, for one that does not fit a device;
+    slower. For transformers, in one group, without --optim.ema."""
     read_ahead_gb: float | None = None
     """Memory of each rank for tiles that are read ahead or used twice, GB; if not given a quarter of its share of the
     machine's, at most 8."""
@@ -278,6 +284,12 @@ class RunConfig:
         v = self.virtual_ranks
         _check(v is None or v >= 1, "virtual_ranks", v, "at least 1")
         _check(0 <= self.seed < 2**63, "seed", self.seed, "[0, 2^63)")
+        if self.machine.fsdp:
+            _check(self.optim.ema is None, "optim.ema", self.optim.ema, "None, as machine.fsdp is on")
+            given = self.encoder.batchnorm
+            _check(given == "running", "encoder.batchnorm", given, "running, as machine.fsdp is on")
+            _check(not self.machine.compile, "machine.compile", True, "False, as machine.fsdp is on")
+            _check(self.machine.groups == 1, "machine.groups", self.machine.groups, "1, as machine.fsdp is on")
         in_vain = self.optim.ema is not None and self.encoder.batchnorm == "sync"
         _check(not in_vain, "optim.ema", self.optim.ema, "None, as encoder.batchnorm is sync")
         is_meant = self.cohort.balance == "none" or self.head.task == "classes"
@@ -302,20 +314,30 @@ class RunConfig:
         return plain
 
     def to_yaml(self) -> str:
-        """The file `config.yaml`."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        """The file `config.yaml`, with the version that writes it."""
+        return yaml.safe_dump({_VERSION: VERSION, **self.to_dict()}, sort_keys=False)
 
     @classmethod
     def from_yaml(cls, text: str, where: str) -> Self:
-        """Parses `config.yaml`.
+        """Parses `config.yaml`; what another version did not write has its default.
 
         Raises:
-            TrainerError: unknown or missing sections, with their names.
+            TrainerError: no config; or fields that this version does not know or take, by name.
         """
-        try:
-            return cast(Self, _build(cls, _without_old_names(yaml.safe_load(text)), where))
-        except (TypeError, yaml.YAMLError) as error:
-            raise TrainerError(f"{where}: not a run's config ({error})") from None
+        values, version = _parse(text, where)
+        faults: list[str] = []
+        config = cast(Self, _build(cls, values, "", faults))
+        if faults:
+            written = f", written by Slidegrad {version}" if version not in (None, VERSION) else ""
+            way_out = "go on with that version, or give another --out" if written else "mend the file"
+            raise TrainerError(f"{where}{written}: {'; '.join(faults)}; {way_out}")
+        return config
+
+    def added_to(self, text: str, where: str) -> list[str]:
+        """Fields that a `config.yaml` from before they were there lacks, each with the default that it gets."""
+        values, _ = _parse(text, where)
+        ours, theirs = _flat(self.to_dict()), _flat(values)
+        return [f"{name} ({ours[name]})" for name in ours if name not in theirs]
 
 
 def _check(good: bool, name: str, value: object, expected: str) -> None:
@@ -343,31 +365,52 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _without_old_names(values: Any) -> Any:
-    """A saved config in today's fields: tiles.augment was a switch for flips, machine.read_ahead a number of shards."""
+def _parse(text: str, where: str) -> tuple[dict[str, Any], str | None]:
+    """The values of a `config.yaml`, in today's names, and the version that wrote it, if it said so."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TrainerError(f"{where}: not a run's config ({str(error).partition(chr(10))[0]})") from None
     if not isinstance(values, dict):
-        return values
+        raise TrainerError(f"{where}: not a run's config (got {values!r:.40})")
+    version = values.pop(_VERSION, None)
+    return _without_old_names(values), version
+
+
+def _without_old_names(values: dict[str, Any]) -> dict[str, Any]:
+    """A saved config in today's fields: tiles.augment was a switch for flips, machine.read_ahead a number of shards."""
     values = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
-    if "augment" in values.get("tiles", ()) and "augment" not in values:
-        values["augment"] = {"flips": values["tiles"].pop("augment")}
-    machine = values.get("machine", {})
-    machine.pop("read_ahead", None)
-    if "keep" in machine and machine["keep"] is None:
-        machine["keep"] = "all"
+    tiles, machine = values.get("tiles"), values.get("machine")
+    if isinstance(tiles, dict) and "augment" in tiles and "augment" not in values:
+        values["augment"] = {"flips": tiles.pop("augment")}
+    if isinstance(machine, dict):
+        machine.pop("read_ahead", None)
+        if "keep" in machine and machine["keep"] is None:
+            machine["keep"] = "all"
     return values
 
 
-def _build(cls: Any, values: dict[str, Any], where: str) -> Any:
-    hints = get_type_hints(cls)
-    if unknown := set(values) - set(hints):
-        raise TrainerError(f"{where}: unknown fields {sorted(unknown)}")
-    out = {}
+def _build(cls: Any, values: Any, prefix: str, faults: list[str]) -> Any:
+    """A dataclass from plain values; what does not fit is added to `faults`, and has its default."""
+    from typeguard import TypeCheckError, check_type
+
+    hints, out = get_type_hints(cls), {}
+    if not isinstance(values, dict):
+        faults.append(f"{prefix.rstrip('.')} is {values!r}, expected a section")
+        return cls()
     for name, value in values.items():
+        if name not in hints:
+            faults.append(f"{prefix}{name} is no setting of this version")
+            continue
         if dataclasses.is_dataclass(hints[name]):
-            value = _build(hints[name], value, f"{where}: {name}")
-        elif "Path" in str(hints[name]) and value is not None:
+            out[name] = _build(hints[name], value, f"{prefix}{name}.", faults)
+            continue
+        if "Path" in str(hints[name]) and isinstance(value, str):
             value = Path(value)
         elif isinstance(value, list):
             value = tuple(value)
-        out[name] = value
-    return cls(**out)
+        try:
+            out[name] = check_type(value, hints[name])
+        except TypeCheckError:
+            faults.append(f"{prefix}{name} is {value!r}, which this version does not take")
+    return cls(**out) if not faults else cls()

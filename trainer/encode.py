@@ -6,6 +6,8 @@ dropout, the same augmentation, the same BatchNorm statistics, so the same featu
 
 import contextlib
 import hashlib
+import itertools
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 from trainer.augment import augment_tiles, draw_stain
 from trainer.batchnorm import RunningStats, own_layers, virtual_rank_pass
 from trainer.config import Augment
-from trainer.loading.shards import Shard, SlideInput
+from trainer.loading.shards import NO_CELLS, Shard, SlideInput
 from trainer.sampler import StepPlan
+from trainer.topology import Topology
 
 _CHUNK = 256
 """Tiles encoded at once where no gradient is needed."""
@@ -30,6 +33,33 @@ class Pass:
     features_ND: Tensor
     cells_N2: Tensor
     shard: Shard | None = None
+
+
+@dataclass(frozen=True)
+class InStep:
+    """How ranks go through an encoder that is spread over them: equally often, with a blank where one has no tiles."""
+
+    topology: Topology
+    tile_px: int
+
+    @property
+    def blank(self) -> Shard:
+        """A virtual rank without tiles."""
+        return Shard(-1, self.blank_tile[:0], NO_CELLS)
+
+    @property
+    def blank_tile(self) -> Tensor:
+        """What goes through the encoder in place of no tile."""
+        return torch.zeros(1, self.tile_px, self.tile_px, 3, dtype=torch.uint8)
+
+    def blanks(self, num_mine: int) -> list[Shard]:
+        """What fills a rank's `num_mine` virtual ranks up to those of the rank that has most; they come first."""
+        most = max(len(self.topology.virtual_of(rank)) for rank in self.topology.encoder_ranks)
+        return [self.blank] * (most - num_mine)
+
+    def most_tiles(self, plan: StepPlan) -> int:
+        """Tiles of the largest virtual rank."""
+        return math.ceil(plan.num_rows / self.topology.num_virtual)
 
 
 class EncoderSide:
@@ -45,6 +75,7 @@ class EncoderSide:
         is_frozen: the encoder is not trained.
         augment: what training does to tiles; nothing if None.
         autocast: dtype of the encoder's autocast, or None.
+        in_step: where the encoder is spread over ranks (`trainer.fsdp`), how they go through it together; else None.
     """
 
     def __init__(
@@ -59,10 +90,11 @@ class EncoderSide:
         is_frozen: bool,
         augment: Augment | None,
         autocast: torch.dtype | None,
+        in_step: "InStep | None" = None,
     ) -> None:
         self.encoder, self.device, self.dtype, self.num_features = encoder, device, dtype, num_features
         self.seed, self.keep, self.is_frozen = seed, keep, is_frozen
-        self.augment, self.autocast = augment, autocast
+        self.augment, self.autocast, self.in_step = augment, autocast, in_step
 
     def first_pass(
         self, slide: SlideInput, num_mine: int, stats: RunningStats | None, clock: "WaitClock"
@@ -74,9 +106,12 @@ class EncoderSide:
         """
         passes: list[Pass] = []
         error = ""
-        for position, shard in enumerate(clock.watch(slide.shards)):
+        blanks = self.in_step.blanks(num_mine) if self.in_step else []
+        for position, shard in enumerate(itertools.chain(blanks, clock.watch(slide.shards)), -len(blanks)):
             error = error or shard.error
-            if error or not (len(shard.tiles_NHWC) or self._is_synced):
+            if error and self.in_step:
+                shard = self.in_step.blank
+            elif error or not (len(shard.tiles_NHWC) or self._is_synced or self.in_step):
                 continue
             keep_graph = not self.is_frozen and (self.keep is None or position >= num_mine - self.keep)
             with torch.set_grad_enabled(keep_graph):
@@ -96,28 +131,40 @@ class EncoderSide:
         """
         again = clock.watch(slide.source.again() if slide.source is not None else ())
         pieces = gradient_ND.split([len(p.features_ND) for p in passes]) if passes else ()
+        error = ""
         # Kept graphs (the last ones) first: their memory is free before others are encoded again.
         for p, piece_ND in reversed(list(zip(passes, pieces, strict=True))):
             if not p.features_ND.requires_grad:
-                shard = p.shard if p.shard is not None else next(again)
+                if self.in_step and (error or not len(p.features_ND)):
+                    shard = self.in_step.blank
+                else:
+                    shard = p.shard if p.shard is not None else next(again)
                 if shard.error:
-                    return shard.error
+                    error = shard.error
+                    if not self.in_step:
+                        return error
+                    shard = self.in_step.blank  # The others do not know yet, and wait for this rank in their passes.
                 p.features_ND = self.encode(slide.plan, shard, moves_stats=False)
+                piece_ND = piece_ND[: len(p.features_ND)]
                 del shard
             p.features_ND.backward(piece_ND)
             p.features_ND = p.features_ND.detach()
         next(again, None)  # There is none: the last one's memory goes back.
-        return ""
+        return error
 
     @torch.no_grad()
-    def score_pass(self, slide: SlideInput, clock: "WaitClock") -> tuple[list[Pass], str]:
+    def score_pass(self, slide: SlideInput, num_mine: int, clock: "WaitClock") -> tuple[list[Pass], str]:
         """Encodes this rank's virtual ranks as scoring does: no graph, no augmentation, no statistics moved."""
-        passes, error = [], ""
-        for shard in clock.watch(slide.shards):
+        passes: list[Pass] = []
+        error = ""
+        blanks = self.in_step.blanks(num_mine) if self.in_step else []
+        for shard in itertools.chain(blanks, clock.watch(slide.shards)):
             error = error or shard.error
-            if len(shard.tiles_NHWC) and not error:
+            if error and self.in_step:
+                shard = self.in_step.blank
+            if self.in_step or (len(shard.tiles_NHWC) and not error):
                 tiles_NHWC = shard.tiles_NHWC.to(self.device, non_blocking=True)
-                features_ND = self._in_chunks(tiles_NHWC, moves_stats=False)
+                features_ND = self._in_chunks(slide.plan, tiles_NHWC, moves_stats=False)
                 passes.append(Pass(features_ND, shard.cells_N2))
         return passes, error
 
@@ -128,22 +175,28 @@ class EncoderSide:
             stain_S2 = draw_stain(self.augment)
         with random_state(self.device, self.seed, plan, shard.virtual_rank):
             tiles_NHWC = augment_tiles(tiles_NHWC, self.augment, stain_S2)
-            encode = self._in_chunks if self.is_frozen else self._forward
-            return encode(tiles_NHWC, moves_stats=moves_stats)
+            if self.is_frozen:
+                return self._in_chunks(plan, tiles_NHWC, moves_stats=moves_stats)
+            return self._forward(tiles_NHWC, moves_stats=moves_stats)
 
-    def _in_chunks(self, tiles_NHWC: Tensor, *, moves_stats: bool) -> Tensor:
+    def _in_chunks(self, plan: StepPlan, tiles_NHWC: Tensor, *, moves_stats: bool) -> Tensor:
         """Features without a graph: where BatchNorm looks at the tiles, of a virtual rank at once."""
         assert self.encoder is not None, "only encoder ranks encode"
         size = max(1, len(tiles_NHWC)) if own_layers(self.encoder) else _CHUNK
-        return torch.cat([self._forward(chunk, moves_stats=moves_stats) for chunk in tiles_NHWC.split(size)])
+        chunks = list(tiles_NHWC.split(size))
+        if self.in_step:  # As many as the largest virtual rank has.
+            chunks += [tiles_NHWC[:0]] * (math.ceil(self.in_step.most_tiles(plan) / size) - len(chunks))
+        return torch.cat([self._forward(chunk, moves_stats=moves_stats) for chunk in chunks])
 
     def _forward(self, tiles_NHWC: Tensor, *, moves_stats: bool) -> Tensor:
         assert self.encoder is not None, "only encoder ranks encode"
         autocast = torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
-        layers = own_layers(self.encoder)
-        with autocast, virtual_rank_pass(layers, len(tiles_NHWC), moves_stats=moves_stats):
+        layers, num_tiles = own_layers(self.encoder), len(tiles_NHWC)
+        if self.in_step and not num_tiles:
+            tiles_NHWC = self.in_step.blank_tile.to(self.device)
+        with autocast, virtual_rank_pass(layers, num_tiles, moves_stats=moves_stats):
             features_ND: Tensor = self.encoder(tiles_NHWC)
-        return features_ND.to(self.dtype)
+        return features_ND[:num_tiles].to(self.dtype)
 
     @property
     def _is_synced(self) -> bool:

@@ -9,11 +9,13 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from manifests.files import atomic_path
+from trainer import fsdp
 from trainer.aggregators import build_aggregator
 from trainer.checkpoint import load_half
 from trainer.comm import Comm
 from trainer.config import RunConfig
-from trainer.encoders.encoder import build_encoder
+from trainer.encode import InStep
+from trainer.encoders.encoder import TileEncoder, build_encoder
 from trainer.errors import TrainerError
 from trainer.heads import Head
 from trainer.step import Engine
@@ -48,9 +50,20 @@ def build_engine(config: RunConfig, comm: Comm, *, tile_px: int, head: Head, ini
     if config.encoder.batchnorm == "sync" and comm.topology.num_encoders > 1:
         # timm's: torch's own would drop the activation that timm's BatchNorm layers hold.
         encoder = convert_sync_batchnorm(encoder, comm.encoder_group)
+    if is_spread := config.machine.fsdp and comm.topology.num_encoders > 1:
+        digest = fsdp.digest_of(encoder)
+        if comm.any_error("" if digest == comm.from_main(digest) else "not alike"):
+            raise TrainerError("machine.fsdp: the ranks start from different encoder weights; give all the same file")
+
+    def place(encoder: TileEncoder) -> TileEncoder:
+        if is_spread:
+            fsdp.spread(encoder.to(dtype), comm, config.encoder.name)
+            return encoder
+        return encoder.to(comm.device, dtype)
+
     engine = Engine(
         comm,
-        encoder.to(comm.device, dtype) if comm.is_encoder else None,
+        place(encoder) if comm.is_encoder else None,
         aggregator.to(comm.device, dtype) if comm.is_aggregator else None,
         num_features=num_features,
         seed=config.seed,
@@ -60,9 +73,11 @@ def build_engine(config: RunConfig, comm: Comm, *, tile_px: int, head: Head, ini
         augment=config.augment,
         batchnorm=config.encoder.batchnorm,
         autocast=_AUTOCAST.get(precision),
+        in_step=InStep(comm.topology, tile_px) if is_spread and comm.is_encoder else None,
     )
     if engine.encoder is not None:
-        comm.share_encoder([*engine.encoder.parameters(), *engine.encoder.buffers()])
+        if not is_spread:
+            comm.share_encoder([*engine.encoder.parameters(), *engine.encoder.buffers()])
         _fit_machine(engine.encoder.backbone, config)
     return engine
 
@@ -97,7 +112,7 @@ def halves_of(engine: Engine) -> dict[HalfName, nn.Module]:
 def load_weights(engine: Engine, checkpoint: Path) -> None:
     """Puts a checkpoint's weights, averaged ones if it has them, into the halves that this rank holds."""
     for name, half in halves_of(engine).items():
-        half.load_state_dict(_weights(checkpoint, name))
+        fsdp.load_into(half, _weights(checkpoint, name))
 
 
 def export_weights(run: Path, checkpoint: Path) -> None:

@@ -15,6 +15,7 @@ from trainer.cohort import Cohort, load_cohort
 from trainer.comm import Comm, choose_device
 from trainer.config import Aggregator, RunConfig
 from trainer.errors import TrainerError
+from trainer.fsdp import blocks_of
 from trainer.heads import Head
 from trainer.job import Job
 from trainer.model import build_engine
@@ -52,6 +53,8 @@ def prepare_run(
     if resume:
         if changed := config.differences(read_config(run)):
             raise TrainerError(f"--resume with other settings than the run's: {', '.join(changed)}")
+        if added := config.added_to(file.read_text(encoding="utf-8"), str(file)):
+            print(f"note: this version has settings that the run lacks: {', '.join(added)}", file=sys.stderr)
         cohort = Cohort.read(run / "cohort.csv", head=config.head)
     else:
         cohort = load_cohort(labels, open_manifests(manifests), config.cohort, config.seed, head=config.head)
@@ -59,7 +62,7 @@ def prepare_run(
         print(f"note: {note}", file=sys.stderr)
     job = Job.open(run, config, cohort)
     _check_fit(config, topology)
-    _check_model(job, initial=not list_checkpoints(run))
+    _check_model(job, topology.num_encoders, initial=not list_checkpoints(run))
     without_file = [case.slide_id for case in cohort.cases if case.slide_id not in job.paths]
     if without_file:
         raise TrainerError(
@@ -107,7 +110,7 @@ def _check_fit(config: RunConfig, topology: Topology) -> None:
             )
 
 
-def _check_model(job: Job, *, initial: bool) -> None:
+def _check_model(job: Job, num_encoders: int, *, initial: bool) -> None:
     """Builds it once: refuses an unknown encoder, weights that do not fit, targets without a head."""
     encoder = job.config.encoder
     if encoder.batchnorm == "sync":  # Its layers are the same but on GPUs.
@@ -117,12 +120,15 @@ def _check_model(job: Job, *, initial: bool) -> None:
     head = Head.for_cohort(config.head, job.cohort)
     engine = build_engine(config, alone, tile_px=job.tile_px, head=head, initial=initial)
     assert engine.encoder is not None, "alone, a rank has both halves"
+    if config.machine.fsdp:
+        blocks_of(engine.encoder, encoder.name)
     asked, has_layers = job.config.encoder.batchnorm, any(isinstance(m, BatchNorm) for m in engine.encoder.modules())
     aggregator = config.aggregator
     notes = {
         f"aggregator.hidden={aggregator.hidden} changes nothing: {aggregator.name} has no hidden layer": (
             aggregator.name in ("mean", "max") and aggregator.hidden not in _HIDDEN
         ),
+        "machine.fsdp changes nothing: there is one encoder rank": config.machine.fsdp and num_encoders == 1,
         "there are no validation slides: the last checkpoint is evaluated": not job.cohort.of("val"),
         "there are no test slides: the result will have no measure": not job.cohort.of("test"),
         f"encoder.batchnorm={asked} changes nothing: {encoder.name} has none": asked != "running" and not has_layers,

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from trainer.batchnorm import RunningStats, own_layers, set_mode
 from trainer.comm import Comm
 from trainer.config import Augment
-from trainer.encode import EncoderSide, WaitClock, random_state
+from trainer.encode import EncoderSide, InStep, WaitClock, random_state
+from trainer.fsdp import whole_norm
 from trainer.heads import Head
 from trainer.loading.shards import Reads, Shard, ShardSource, SlideInput
 from trainer.sampler import StepPlan
@@ -68,6 +69,7 @@ class Engine:
         augment: what training does to tiles; nothing if None.
         autocast: dtype of the encoder's autocast, or None.
         batchnorm: see `batchnorm.set_mode`.
+        in_step: see `encode.EncoderSide`; its gradients are summed in the backward pass.
 
     Attributes:
         loss_scale: factor on the loss, and so on the gradients that `step` leaves: small ones are lost in fp16.
@@ -87,6 +89,7 @@ class Engine:
         augment: Augment | None = None,
         autocast: torch.dtype | None = None,
         batchnorm: str = "running",
+        in_step: InStep | None = None,
     ) -> None:
         self.comm, self.encoder, self.aggregator = comm, encoder, aggregator
         self.seed, self.batchnorm, self.head = seed, batchnorm, head or Head.of_classes(2)
@@ -103,6 +106,7 @@ class Engine:
             is_frozen=is_frozen,
             augment=augment,
             autocast=autocast,
+            in_step=in_step,
         )
 
     def set_training(self, training: bool) -> None:
@@ -131,7 +135,8 @@ class Engine:
 
         # 5b. gradients, and BatchNorm's statistics, summed over encoder ranks; over groups, the aggregator's too
         if stats is not None and self.encoder is not None:
-            self.comm.sum_over_encoders([*_gradients(self.encoder), *stats.sums, stats.num_tiles])
+            gradients = _gradients(self.encoder) if self.side.in_step is None else []
+            self.comm.sum_over_encoders([*gradients, *stats.sums, stats.num_tiles])
         if self.aggregator is not None and self.comm.topology.num_groups > 1:
             self.comm.sum_over_aggregators(_gradients(self.aggregator))
         num_used = sum(not outcome.error for outcome in outcomes)
@@ -149,7 +154,7 @@ class Engine:
     def _gradient_norm(self) -> float:
         """Norm of the gradient of both halves as one, as of the loss without its scale; the same on all ranks."""
         halves = ((self.encoder, self.comm.is_first_encoder), (self.aggregator, self.comm.is_main))
-        squares = [_norm(half) ** 2 if half is not None and is_mine else 0.0 for half, is_mine in halves]
+        squares = [_norm(half) ** 2 * is_mine if half is not None else 0.0 for half, is_mine in halves]
         return math.sqrt(sum(self.comm.total(*squares))) / self.loss_scale
 
     def _slide(self, slide: SlideInput, stats: RunningStats | None) -> Outcome:
@@ -275,7 +280,7 @@ class Engine:
     def score(self, slide: SlideInput) -> Outcome:
         """Outputs and loss of one slide of this rank's group, no gradient, after `set_training(False)`."""
         clock = WaitClock()
-        passes, error = self.side.score_pass(slide, clock)
+        passes, error = self.side.score_pass(slide, len(self.comm.topology.virtual_of(self.comm.rank)), clock)
         outcome, _ = self._agree(slide, error, clock)
         if outcome.error:
             return outcome
@@ -298,7 +303,7 @@ def _with_first_at_hand(slide: SlideInput, clock: WaitClock) -> tuple[SlideInput
 
 def _norm(half: nn.Module) -> float:
     gradients = [parameter.grad for parameter in half.parameters() if parameter.grad is not None]
-    return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    return whole_norm(nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
 
 def _gradients(half: nn.Module) -> list[Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from trainer import fsdp
 from trainer.config import RunConfig
 from trainer.errors import TrainerError
 from trainer.model import HalfName, halves_of
@@ -117,8 +118,11 @@ class Update:
             _put(engine, own)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """By half: its weights, its optimiser's state, and its average, None where there is none."""
-        return {
+        """By half: its weights, its optimiser's state, and its average, None where there is none.
+
+        Of a half that is spread over ranks, which call this together, the first encoder rank has them whole.
+        """
+        states = {
             name: {
                 "model": half.state_dict(),
                 "optimizer": None if (optimizer := self.optimizers[name]) is None else optimizer.state_dict(),
@@ -126,6 +130,8 @@ class Update:
             }
             for name, half in self._halves.items()
         }
+        gathered: dict[str, dict[str, Any]] = fsdp.whole(states, keep=self._engine.comm.is_first_encoder)
+        return gathered
 
     def scale_state(self) -> list[float]:
         """The loss scale and the good steps since it changed."""
@@ -135,9 +141,9 @@ class Update:
         """Goes on where `state_dict` and `scale_state` were taken."""
         for name, half in self._halves.items():
             saved, optimizer = halves[name], self.optimizers[name]
-            half.load_state_dict(saved["model"])
+            fsdp.load_into(half, saved["model"])
             if optimizer is not None:
-                optimizer.load_state_dict(saved["optimizer"])
+                fsdp.load_optimizer(optimizer, saved["optimizer"])
             if name in self._averages:
                 self._averages[name].load_state_dict(saved["average"])
         if scale is not None:

@@ -2,7 +2,8 @@
 
 The environment says what: FAULTS are `ACTION:PLACE:RANK:COUNT`, with commas between, to be done by rank RANK at its
 COUNT-th visit of PLACE; FAULTS_DONE is a folder with a file for each that was done, so that a process that is started
-again lives.
+again lives. READ_LOG, if it is there, is a folder where each process writes down what it reads, a line of (epoch, slide,
+virtual rank, rows) for each shard.
 """
 
 import os
@@ -19,6 +20,7 @@ from trainer import checkpoint
 from trainer.comm import Comm
 from trainer.encode import EncoderSide
 from trainer.loading import reading
+from trainer.sampler import ShardPlan
 from trainer.update import Update
 
 PLACES: dict[str, tuple[Any, str]] = {
@@ -56,7 +58,22 @@ def arm(fault: str, done: Path) -> None:
     setattr(owner, name, around)
 
 
+def log_reads(folder: Path) -> None:
+    """Has every shard written down that is read."""
+    whole = reading.ShardReader.read
+
+    def read(self: Any, plan: ShardPlan, out_NHWC: Any) -> Any:
+        line = f"{plan.step.epoch}\t{plan.step.slide_id}\t{plan.virtual_rank}\t{plan.rows.tolist()}\n"
+        with (folder / str(os.getpid())).open("a") as stream:
+            stream.write(line)
+        return whole(self, plan, out_NHWC)
+
+    reading.ShardReader.read = read  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
+    if "READ_LOG" in os.environ:
+        log_reads(Path(os.environ["READ_LOG"]))
     for each in os.environ["FAULTS"].split(",") if "FAULTS" in os.environ else ():
         arm(each, Path(os.environ["FAULTS_DONE"], each))
     sys.exit(main(["train", *sys.argv[1:]]))

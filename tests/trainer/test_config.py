@@ -45,8 +45,33 @@ def test_a_run_of_an_older_version_keeps_all_graphs() -> None:
 def test_unknown_recipes_and_fields_are_named() -> None:
     with pytest.raises(TrainerError, match="unknown recipe 'brest'; one of demo"):
         get_recipe("brest")
-    with pytest.raises(TrainerError, match=r"unknown fields \['sead'\]"):
+    with pytest.raises(TrainerError, match=r"config\.yaml: sead is no setting of this version; mend the file"):
         RunConfig.from_yaml("sead: 1\n", "config.yaml")
+
+
+def test_another_version_s_config_says_field_by_field_what_changed() -> None:
+    text = "version: 7.0.0\ntiles: {tiles: some, k: many}\nseed: 1\noptim: {lr: 1, sam: true}\nmachine: 3\n"
+    with pytest.raises(TrainerError) as caught:
+        RunConfig.from_yaml(text, "config.yaml")
+    assert str(caught.value) == (
+        "config.yaml, written by Slidegrad 7.0.0: tiles.tiles is 'some', which this version does not take; "
+        "tiles.k is 'many', which this version does not take; optim.sam is no setting of this version; "
+        "machine is 3, expected a section; go on with that version, or give another --out"
+    )
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "seed: [\n", ""])
+def test_what_is_no_config_is_refused(text: str) -> None:
+    with pytest.raises(TrainerError, match=r"config\.yaml: not a run's config"):
+        RunConfig.from_yaml(text, "config.yaml")
+
+
+def test_settings_that_an_older_run_lacks_are_named_with_what_they_get() -> None:
+    config = get_recipe("demo")
+    old = yaml.safe_load(config.to_yaml())
+    del old["machine"]["fsdp"], old["optim"]["clip"]
+    assert config.added_to(yaml.safe_dump(old), "config.yaml") == ["optim.clip (None)", "machine.fsdp (False)"]
+    assert config.added_to(config.to_yaml(), "config.yaml") == []
 
 
 @pytest.mark.parametrize("flips", [True, False])
@@ -61,7 +86,7 @@ def test_the_switch_of_older_runs_is_read_as_flips(flips: bool) -> None:
 
 
 def test_a_config_with_both_the_old_switch_and_the_new_section_is_refused() -> None:
-    with pytest.raises(TrainerError, match=r"config.yaml: tiles: unknown fields \['augment'\]"):
+    with pytest.raises(TrainerError, match=r"config\.yaml: tiles\.augment is no setting of this version"):
         RunConfig.from_yaml("augment: {flips: false}\ntiles: {augment: true}\n", "config.yaml")
 
 

@@ -174,16 +174,31 @@ def test_a_slide_that_crashes_its_reader_twice_is_read_no_more(words: Callable[.
 
 @pytest.mark.slow
 def test_another_number_of_ranks_goes_on_with_the_same_slides_and_tiles(
-    words: Callable[..., list[str]], tmp_path: Path
+    words: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Encoder ranks 1, 2, 4 and 1 again, each stopped after some slides, against one process; float64."""
     whole, run = tmp_path / "whole", tmp_path / "run"
+
+    def log_reads(name: str) -> Path:
+        folder = tmp_path / f"reads_{name}"
+        folder.mkdir(exist_ok=True)
+        monkeypatch.setenv("READ_LOG", str(folder))
+        return folder
+
+    def read_log(folder: Path) -> str:
+        """What all processes read, each once, in order; of what was read ahead and not used, again."""
+        return "".join(sorted({line for file in folder.iterdir() for line in file.open()}))
+
+    reads = log_reads("whole")
     flags = ("--optim.precision", "float64", "--virtual-ranks", "4")
     assert run_faulty(words(whole, *flags), "", run, num_ranks=1).returncode == 0
+    resumed = log_reads("run")
     for i, (num_ranks, count) in enumerate(((1, 3), (3, 3), (5, 4), (1, 0))):
         fault = f"term:optimizer:0:{count}" if count else ""
         ended = run_faulty(words(run, *(["--resume"] if i else flags)), fault, tmp_path / f"{i}", num_ranks=num_ranks)
         assert (ended.returncode == 0) == (not fault), ended.stderr
+    assert read_log(resumed) == read_log(reads)
+    assert len({line.split("\t")[1] for line in read_log(reads).splitlines()}) > 5
     true, found = weights(whole), weights(run)
     assert max(float((true[n] - found[n]).abs().sum() / true[n].abs().sum().clamp(min=1e-30)) for n in true) < 1e-10
     assert [slide for slide, _ in losses(run)] == [slide for slide, _ in losses(whole)]
