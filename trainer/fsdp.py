@@ -123,6 +123,11 @@ def sliced_like(value: Any, like: Tensor | None) -> Any:
     return distribute_tensor(value.to(device), mesh, like.placements, src_data_rank=None)
 
 
+def slice_of(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor that may be spread."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def whole_norm(norm: Tensor) -> float:
     """A norm over gradients that may be spread; called by all encoder ranks together."""
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from trainer.encode import EncoderSide
 from trainer.errors import TrainerError
+from trainer.fsdp import slice_of
 from trainer.loading.shards import Shard
 from trainer.sampler import StepPlan
 from trainer.step import Engine
@@ -156,8 +157,8 @@ def measure_aggregator(aggregator: nn.Module, num_features: int, dtype: torch.dt
 
 
 def states_bytes(*halves: nn.Module | None) -> int:
-    """Bytes of gradients and optimiser states that training will add."""
-    trained = [p for half in halves if half is not None for p in half.parameters() if p.requires_grad]
+    """Bytes of gradients and optimiser states that training will add on this rank."""
+    trained = [slice_of(p) for half in halves if half is not None for p in half.parameters() if p.requires_grad]
     return _NUM_STATES * sum(p.numel() * p.element_size() for p in trained)
 
 

@@ -2,8 +2,8 @@
 
 The environment says what: FAULTS are `ACTION:PLACE:RANK:COUNT`, with commas between, to be done by rank RANK at its
 COUNT-th visit of PLACE; FAULTS_DONE is a folder with a file for each that was done, so that a process that is started
-again lives. READ_LOG, if it is there, is a folder where each process writes down what it reads, a line of (epoch, slide,
-virtual rank, rows) for each shard.
+again lives. READ_LOG, if it is there, is a folder where each process writes down what it reads, for each shard a line
+of (epoch, slide, virtual rank, rows).
 """
 
 import os

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from manifests.files import write_text
+from trainer.errors import TrainerError
 
 _TIMES = 2
 _WIDTH = 256
@@ -52,8 +53,11 @@ def quarantined(run: Path) -> frozenset[str]:
 
 def _counts(run: Path) -> dict[str, int]:
     file = run / _FOLDER / _COUNTS
-    counts: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
-    return counts
+    try:
+        counts: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+        return {str(slide_id): int(times) for slide_id, times in counts.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise TrainerError(f"{file}: damaged; remove it, and slides that crashed their reader are tried again") from None
 
 
 def _was_reading(trace: str) -> bool:

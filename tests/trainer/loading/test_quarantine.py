@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer.errors import TrainerError
 from trainer.loading.quarantine import InHand, collect_crashes, quarantined
 
 CRASH = """
@@ -52,3 +53,11 @@ def test_who_ends_well_leaves_no_trace(slide_id: str, tmp_path: Path) -> None:
     with InHand(tmp_path) as in_hand:
         in_hand.hold(slide_id)
     assert list((tmp_path / "in_hand").iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"slide_a": []}'])
+def test_a_damaged_count_is_told_in_a_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "in_hand").mkdir()
+    (tmp_path / "in_hand" / "crashes.json").write_text(text)
+    with pytest.raises(TrainerError, match="damaged; remove it"):
+        collect_crashes(tmp_path)
