@@ -57,7 +57,7 @@ def _counts(run: Path) -> dict[str, int]:
         counts: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
         return {str(slide_id): int(times) for slide_id, times in counts.items()}
     except (AttributeError, TypeError, ValueError):
-        raise TrainerError(f"{file}: damaged; remove it, and slides that crashed their reader are tried again") from None
+        raise TrainerError(f"{file}: damaged; remove it: slides that crashed their reader are tried again") from None
 
 
 def _was_reading(trace: str) -> bool:
