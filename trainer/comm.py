@@ -225,6 +225,10 @@ class Comm:
         dist.all_reduce(box, op=dist.ReduceOp.MIN)
         return int(box.item())
 
+    def most(self, number: int) -> int:
+        """The most of all ranks' numbers, on every rank."""
+        return -self.least(-number)
+
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.topology.world_size > 1:

@@ -8,10 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-
-from tiler.version import VERSION
 from trainer.job import Job
+from trainer.provenance import digests, versions
 from trainer.step import Engine, Outcome
 
 
@@ -62,8 +60,8 @@ def describe_run(job: Job, engine: Engine) -> dict[str, Any]:
     topology, splits = engine.comm.topology, ("train", "val", "test")
     return {
         "recipe": job.config.recipe,
-        "version": VERSION,
-        "torch": torch.__version__,
+        "versions": versions(),
+        "digests": digests(job),
         "device": engine.comm.device.type,
         "world_size": topology.world_size,
         "num_encoder_ranks": len(topology.encoder_ranks),

@@ -26,7 +26,7 @@ from trainer.loading.quarantine import InHand, collect_crashes
 from trainer.loading.read_ahead import Reading
 from trainer.loading.shards import SlideInput
 from trainer.measures.merits import MERITS, rank_of
-from trainer.memory import settle_keep
+from trainer.memory import peak_memory, settle_keep
 from trainer.model import build_engine, load_weights
 from trainer.sampler import SlideSampler, StepPlan, count_rows, shards_of, steps_of
 from trainer.schedule import learning_rate, weight_decay
@@ -112,7 +112,7 @@ class Loop:
 
     def _epoch(self, epoch: int, journal: Journal | None) -> None:
         """What is left of an epoch."""
-        started, standing = time.perf_counter(), self.standing
+        standing = self.standing
         if steps := self.sampler.steps():
             self.engine.set_training(True)
             with self.loader.read(self.sampler, keep=self.engine.side.keep) as reading:
@@ -122,12 +122,14 @@ class Loop:
                 f"epoch {epoch}: none of {standing.num_skipped} slides could be read; first: "
                 f"{next(iter(standing.skipped.values()))}"
             )
-        train_s = standing.train_s
+        train_s, trained = standing.train_s, time.perf_counter()
         try:
             validated = self._validate(epoch, journal)
         except Stopped:
             self._save(epoch, slide=self.sampler.next_step)
             raise
+        epoch_s = train_s + time.perf_counter() - trained
+        peak_bytes = self.comm.most(peak_memory(self.comm.device))
         if journal:
             journal.write(
                 "epoch",
@@ -135,7 +137,9 @@ class Loop:
                 epoch=epoch,
                 train_loss=standing.loss_sum / standing.num_slides,
                 **validated,
-                seconds=train_s + time.perf_counter() - started,
+                seconds=epoch_s,
+                device_hours=epoch_s * self.comm.topology.world_size / 3600,
+                memory_gb=peak_bytes / 1e9,
                 tiles_per_s=standing.num_tiles / train_s,
             )
         self._finish_epoch(epoch, validated)

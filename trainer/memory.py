@@ -13,6 +13,7 @@ takes within itself.
 
 import contextlib
 import math
+import resource
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -174,6 +175,13 @@ def free_bytes(device: torch.device, cpu_bytes: int) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return round(_SHARE * (free + unused))
     return round(_SHARE * (cpu_bytes - _resident_bytes()))
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held so far: of a GPU's memory, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _resident_bytes() -> int:

@@ -80,6 +80,14 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     events = [event["event"] for event in read_events(finished)]
     assert (events[0], events[-1]) == ("run", "end")
     assert events.count("epoch") == 2
+    start, *_, end = read_events(finished)
+    assert {"slidegrad", "python", "torch"} <= set(start["versions"])
+    assert all(len(start["digests"][what]) == 32 for what in ("cohort", "manifests"))
+    assert start["digests"]["weights"] is None, "random ones"
+    epochs = [event for event in read_events(finished) if event["event"] == "epoch"]
+    assert sum(epoch["seconds"] for epoch in epochs) <= end["seconds"]
+    assert all(epoch["device_hours"] * 3600 == pytest.approx(epoch["seconds"]) for epoch in epochs)
+    assert all(epoch["memory_gb"] > 0.1 for epoch in epochs)
     patients = {split: {r["patient_id"] for r in cohort if r["split"] == split} for split in ("train", "val", "test")}
     assert not patients["train"] & patients["test"]
     assert not patients["train"] & patients["val"]

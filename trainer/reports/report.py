@@ -27,6 +27,7 @@ from trainer.targets import Task
 
 _MEASURES = {"auc": "AUC", "r2": "R²", "loss": "loss"}
 _FLOORS = {"auc": (0.5, "chance"), "r2": (0.0, "the mean")}
+_DIGESTS = {"cohort": "slides, labels and splits", "manifests": "manifests", "weights": "the encoder's first weights"}
 _MAX_PICTURE_PX = 1800
 
 
@@ -68,12 +69,13 @@ def write_report(run: Path) -> Path:
         "skips": _skips(log, result),
         "notes": _notes(log, scores, findings),
         "split_names": SPLITS,
+        "digest_names": _DIGESTS,
     }
     layouts = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=layouts, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(duration=_duration, decimals=decimals, svg=Markup)
+    environment.filters.update(duration=_duration, decimals=decimals, significant=significant, svg=Markup)
     out = run / "report.html"
     write_text(out, environment.get_template("report.html").render(context))
     return out
@@ -133,7 +135,10 @@ def _best_epoch(log: RunLog, result: Mapping[str, Any], merit: str) -> dict[str,
 def _cost(log: RunLog) -> dict[str, Any]:
     step_s, wait_s, num_tiles = (sum(s[key] for s in log.steps) for key in ("step_s", "data_wait_s", "num_tiles"))
     epoch_s = sum(line["seconds"] for line in log.epochs)
+    hours, memory = ([line[key] for line in log.epochs if key in line] for key in ("device_hours", "memory_gb"))
     return {
+        "device_hours": sum(hours) if hours else None,
+        "memory_gb": max(memory, default=None),
         # A resumed run's last line knows its last start alone.
         "wall_s": log.end["seconds"] if log.end and log.num_starts == 1 else epoch_s or step_s,
         "epoch_s": epoch_s / len(log.epochs) if log.epochs else None,

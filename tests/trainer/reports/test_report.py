@@ -27,12 +27,12 @@ ODD = "er \"<b>'"
 RUN = {
     "event": "run",
     "recipe": "tiny",
-    "version": "0.1.0",
+    "versions": {"slidegrad": "0.1.0", "python": "3.11.7", "torch": "2.9.0"},
+    "digests": {"cohort": "c0" * 16, "manifests": "d1" * 16, "weights": None},
     "world_size": 3,
     "num_encoder_ranks": 2,
     "virtual_ranks": 4,
     "device": "cpu",
-    "torch": "2.9.0",
     "num_slides": {"train": 20, "val": 6, "test": 12},
     "started": "2025-01-02T03:04:05+00:00",
 }
@@ -81,7 +81,7 @@ def step(number: int, epoch: int, **changes: Any) -> dict[str, Any]:
 
 def epoch(number: int, **changes: Any) -> dict[str, Any]:
     line = {"event": "epoch", "epoch": number, "train_loss": 0.5 / (number + 1), "val_loss": 0.6, "val_auc": 0.8}
-    return line | {"seconds": 10.0, "tiles_per_s": 200.0} | changes
+    return line | {"seconds": 10.0, "tiles_per_s": 200.0, "device_hours": 0.5, "memory_gb": 1.25} | changes
 
 
 def write_lines(run: Path, lines: list[dict[str, Any]], tail: str = "") -> None:
@@ -175,6 +175,11 @@ def test_whole_report(whole_run: Path) -> None:
         "20.0 % over the run",
         "20 training, 6 validation, 12 test",
         "3, of which 2 encode, as 4 virtual ranks",
+        "python 3.11.7",
+        "d1" * 16,
+        "none: random weights",
+        "device-hours",
+        "at most 1.25 GB of memory in a process",
         "torch 2.9.0",
         "seed 11",
         "encoder.name resnet18",
@@ -381,12 +386,12 @@ def test_class_names_from_the_result(whole_run: Path) -> None:
 
 def test_log_of_a_resumed_and_torn_run(tmp_path: Path) -> None:
     first = [RUN, step(0, 0, loss=1.0), step(1, 0, loss=2.0), epoch(0, train_loss=1.0), END]
-    second = [RUN | {"version": "0.2.0"}, step(1, 0, loss=3.0), epoch(0, train_loss=4.0)]
+    second = [RUN | {"versions": {"slidegrad": "0.2.0"}}, step(1, 0, loss=3.0), epoch(0, train_loss=4.0)]
     write_lines(tmp_path, [*first, *second], tail='{"event": "epoch", "epoch": 7, "tra')
     log = read_log(tmp_path)
     assert [line["loss"] for line in log.steps] == [1.0, 3.0]
     assert [line["train_loss"] for line in log.epochs] == [4.0]
-    assert (log.run["version"], log.num_starts, log.end) == ("0.2.0", 2, None)
+    assert (log.run["versions"]["slidegrad"], log.num_starts, log.end) == ("0.2.0", 2, None)
     assert "Started 2 times" in write_report(tmp_path).read_text()
 
 
