@@ -105,12 +105,14 @@ class Train:
     def _run_rank(self) -> tuple[dict[str, Any], int]:
         """This rank's part of the run. Only the main rank has the result; launched ranks always end with 0."""
         from trainer.comm import is_lost_rank, join_group, leave_group
-        from trainer.launch.launcher import is_launched, is_ours
+        from trainer.launch.launcher import end_with_launcher, is_launched, is_ours
         from trainer.memory import full_memory_told
         from trainer.stopping import listening
 
         try:
             with listening(), full_memory_told():
+                if is_launched():
+                    end_with_launcher()
                 result = self._train(*join_group())
         except RuntimeError as error:
             if not is_lost_rank(error):

@@ -20,6 +20,7 @@ from trainer.config import COLLECTIVES_S
 from trainer.topology import MAIN_RANK, Topology
 
 _TIMEOUT = timedelta(seconds=COLLECTIVES_S)
+_MEETING = timedelta(minutes=10)
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "connectFullMesh failed")
 """What gloo says when a rank is gone."""
 
@@ -248,7 +249,9 @@ def join_group() -> tuple[int, int, torch.device]:
     elif torch.cuda.is_available() and rank == MAIN_RANK:
         print(f"note: {torch.cuda.device_count()} GPUs for more ranks: running on the CPU", file=sys.stderr)
     if world_size > 1:
-        store, *_ = next(rendezvous("env://", timeout=_TIMEOUT))
+        # The launcher has the store: where that died meanwhile, nobody waits for hours.
+        store, *_ = next(rendezvous("env://", timeout=_MEETING))
+        store.set_timeout(_TIMEOUT)
         if world_size == int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
             # torchrun may keep its store over restarts, with addresses of the dead. Only one node's ranks all know how
             # often they were started; on several, trainer/launch/torchrun.sh asks for a store each time.

@@ -145,6 +145,22 @@ def test_the_front_door_passes_a_signal_on_and_ends_with_75(
 
 
 @pytest.mark.slow
+def test_ranks_whose_launcher_is_killed_save_and_end(cluster: dict[str, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = arguments(Path(cluster["MANIFESTS"]), Path(cluster["LABELS"]), run, *FLAGS, "--nproc", "2")
+    process = subprocess.Popen([sys.executable, "-m", "slidegrad", "train", *words], env=cluster, cwd=ROOT)
+    signal_after_a_step(process, run, signal.SIGKILL)
+    ranks = [Path("/proc") / str(find_rank(run, rank)) for rank in (0, 1)]
+    process.wait()
+    until = time.monotonic() + 60
+    while any(rank.exists() for rank in ranks):
+        assert time.monotonic() < until, "ranks outlive their launcher"
+        time.sleep(0.1)
+    assert list_checkpoints(run)
+    assert not (run / "result.json").exists()
+
+
+@pytest.mark.slow
 def test_one_node_says_what_is_missing_and_passes_a_failure_on(cluster: dict[str, str]) -> None:
     words = ["bash", str(SCRIPTS / "torchrun.sh"), "--optim.lr", "-1"]
     env = {**cluster, "NODES": "1", "MEET": f"localhost:{cluster['PORT']}"}

@@ -1,5 +1,7 @@
 """Starting the ranks of a run: torchrun's launcher for the user, or the group that torchrun already made."""
 
+import contextlib
+import ctypes
 import os
 import signal
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from trainer.errors import TrainerError
 from trainer.stopping import SIGNALS
 
 _OURS = "SLIDEGRAD_LAUNCHER"
+_PR_SET_PDEATHSIG = 1
 _SAVE_S = 900
 """Seconds that ranks have to end a step and save, before they are killed."""
 
@@ -21,6 +24,12 @@ def is_ours() -> bool:
 def is_launched() -> bool:
     """This process is a rank that torchrun (or a compatible launcher) started."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def end_with_launcher() -> None:
+    """Has this rank told to stop, by SIGTERM, when its launcher dies: it saves, and waits for nobody (Linux alone)."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def launch_id() -> str:
