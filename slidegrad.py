@@ -27,6 +27,7 @@ COMMANDS = {
     ),
     "preview": ("tiler.preview", "Preview", "pictures of slides with their tiles, and one page about the archive"),
     "serve": ("services.cli", "Serve", "answer tile coordinate queries over HTTP"),
+    "splits": ("trainer.splits.cli", "Splits", "draw splits by patient: cross-validation for train --split"),
     "train": ("trainer.cli", "Train", "train a recipe on whole slides, end to end"),
     "evaluate": ("trainer.cli", "Evaluate", "score a run's slides: AUC with its interval, ROC, report"),
     "heatmap": ("trainer.cli", "Heatmap", "attention of a run over one slide"),

@@ -35,6 +35,9 @@ class Train:
     """The manifests folder, from `slidegrad tile`."""
     labels: Path
     """CSV with slide_id, label (or what --head.columns names) [, specimen_id] [, patient_id] [, split]."""
+    split: Path | None = None
+    """CSV with slide_id, split = train | val | test, as `slidegrad splits` draws them; if neither it nor the labels
+    name a split, patients are split by the seed and --cohort.…"""
     out: Path
     """The run's folder."""
     nproc: int = 1
@@ -96,6 +99,7 @@ class Train:
             self.config,
             manifests=self.manifests,
             labels=self.labels,
+            split=self.split,
             topology=topology,
             resume=self.resume or is_ours,
         )

@@ -5,36 +5,23 @@ A patient is on one side only, and so is a slide that lies in the archive twice.
 
 import csv
 import dataclasses
-import hashlib
 import io
-import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Self
 
 from manifests import ManifestSource
 from manifests.files import write_text
-from tiler.discover import SLIDE_SUFFIXES
 from trainer.config import Cohort as CohortConfig
 from trainer.config import Head as HeadConfig
 from trainer.errors import TrainerError
-from trainer.targets import (
-    Targets,
-    Task,
-    cells_of,
-    class_order,
-    few,
-    parse_targets,
-    read_labels,
-    refuse_unlearnable,
-    strata_of,
-)
+from trainer.labelled import Labelled, match_name, read_labelled
+from trainer.splits.drawing import split_patients
+from trainer.splits.files import fit_split, read_split
+from trainer.splits.grouping import Split, refuse_leak, side_of
+from trainer.splits.sides import count_sides, refuse_poor, tell_gaps
+from trainer.targets import Targets, Task, cells_of, few, parse_targets, refuse_unlearnable
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
-_MAX_NAMED = 5
 _HEAD = HeadConfig()
 
 
@@ -117,7 +104,7 @@ class Cohort:
                 targets=targets[row["slide_id"]],
                 specimen_id=row["specimen_id"],
                 patient_id=row["patient_id"],
-                split=_split(row["split"]),
+                split=side_of(row["split"], str(file)),
                 num_tiles=int(row["num_tiles"]),
             )
             for row in rows
@@ -126,179 +113,111 @@ class Cohort:
 
 
 def load_cohort(
-    labels: Path, source: ManifestSource, config: CohortConfig, seed: int, head: HeadConfig = _HEAD
+    labels: Path,
+    source: ManifestSource,
+    config: CohortConfig,
+    seed: int,
+    head: HeadConfig = _HEAD,
+    *,
+    split: Path | None = None,
+    usual: CohortConfig | None = None,
 ) -> Cohort:
     """Joins the labels with the manifests and settles the splits.
 
     Args:
         labels: CSV with slide_id, the head's columns [, specimen_id] [, patient_id] [, split = train | val | test].
         source: the manifests.
-        config: shares of the splits, used where the labels name none.
+        config: shares of the splits, used where none are given.
         seed: the run's seed; patients are split by a keyed hash.
         head: what is predicted.
+        split: CSV with slide_id, split for all these slides, if the labels do not say it.
+        usual: what the recipe has; shares that were changed beside given splits are told.
 
     Raises:
-        TrainerError: unreadable labels, labels without a manifest, a patient or a duplicate on two sides, or fewer
-            than two classes, or values of a column, to train on.
+        TrainerError: unreadable labels, labels without a manifest, one class under two names, a split that does not
+            fit (see `fit_split`), a patient or a duplicate on two sides, or fewer than two classes, or values of a
+            column, to train on.
     """
-    rows = read_labels(labels, head)
-    catalog = {row["slide_id"]: row for row in source.catalog().to_pylist()}
-    for row in rows:
-        row["slide_id"] = _match(row["slide_id"], catalog)
-    missing = [row["slide_id"] for row in rows if row["slide_id"] not in catalog]
-    if missing:
-        raise TrainerError(f"{labels}: {len(missing)} of {len(rows)} slides have no manifest: {few(missing)}")
-    twice = [slide_id for slide_id, n in Counter(row["slide_id"] for row in rows).items() if n > 1]
-    if twice:
-        raise TrainerError(f"{labels}: {len(twice)} slides are listed twice: {few(twice)}")
-    notes: list[str] = []
-    unusable = [row["slide_id"] for row in rows if not catalog[row["slide_id"]]["num_tiles"]]
-    if unusable:
-        notes.append(f"{len(unusable)} labelled slides have no tiles and are left out: {few(unusable)}")
-        rows = [row for row in rows if catalog[row["slide_id"]]["num_tiles"]]
-    if not rows:
-        raise TrainerError(f"{labels}: none of the slides has tiles: {few(unusable)}")
-    targets, classes = parse_targets(rows, head, f"--labels {labels}")
-    unknown = [slide_id for slide_id, values in targets.items() if all(map(math.isnan, values))]
-    if unknown:
-        notes.append(f"{len(unknown)} slides have no {' or '.join(head.columns)} and are left out: {few(unknown)}")
-        targets = {slide_id: values for slide_id, values in targets.items() if not all(map(math.isnan, values))}
-        rows = [row for row in rows if row["slide_id"] in targets]
-    _fill_ids(rows, labels, notes)
-
-    same_side = _sides([(row, catalog[row["slide_id"]]["fingerprint"]) for row in rows])
-    if all(row.get("split") for row in rows):
-        splits = {row["slide_id"]: _split(row["split"]) for row in rows}
-        _refuse_leak(rows, splits, same_side)
-    elif any(row.get("split") for row in rows):
-        bare = [row["slide_id"] for row in rows if not row.get("split")]
-        raise TrainerError(f"{labels}: {len(bare)} slides have no split while others do: {few(bare)}")
+    slides = read_labelled(labels, source, head)
+    notes = list(slides.notes)
+    if split is not None or slides.has_split:
+        splits, more = _take_split(split, slides, config) if split is not None else (_labels_split(labels, slides), [])
+        notes += [*more, *_tell_unused(config, usual, splits)]
     else:
-        strata = strata_of(targets, head.task, classes)
-        splits = split_patients(strata, same_side, config, seed, carries=head.task != "classes")
-
-    training = {slide_id: values for slide_id, values in targets.items() if splits[slide_id] == "train"}
-    notes += refuse_unlearnable(training, head, classes, str(labels))
+        splits = split_patients(slides.strata, slides.group_of, config, seed, carries=head.task != "classes")
+    training = {slide_id: values for slide_id, values in slides.targets.items() if splits[slide_id] == "train"}
+    notes += refuse_unlearnable(training, head, slides.classes, str(labels))
+    notes += tell_gaps({"": count_sides(splits, slides)}, slides, ("val", "test"))
     cases = tuple(
         Case(
             slide_id=row["slide_id"],
-            targets=targets[row["slide_id"]],
+            targets=slides.targets[row["slide_id"]],
             specimen_id=row["specimen_id"],
             patient_id=row["patient_id"],
             split=splits[row["slide_id"]],
-            num_tiles=catalog[row["slide_id"]]["num_tiles"],
+            num_tiles=slides.num_tiles[row["slide_id"]],
         )
-        for row in sorted(rows, key=lambda row: row["slide_id"])
+        for row in sorted(slides.rows, key=lambda row: row["slide_id"])
     )
-    return Cohort(cases, classes, tuple(notes), head.task, head.columns)
+    return Cohort(cases, slides.classes, tuple(notes), head.task, head.columns)
 
 
-def split_patients(
-    strata: dict[str, str], same_side: dict[str, str], config: CohortConfig, seed: int, *, carries: bool = False
-) -> dict[str, Split]:
-    """Splits groups of slides that must stay together, stratum by stratum, by a hash keyed with the seed.
-
-    Args:
-        strata: slide_id to what the splits shall have alike, as the class's name.
-        same_side: slide_id to the group (patient) it belongs to.
-        config: shares for validation and test.
-        seed: the run's seed.
-        carries: what a stratum loses by rounding is made up for in the next: many small strata would all lose.
-    """
-    # A group with slides of several strata is cut with the last, the diseased one where 1 means disease.
-    stratum_of: dict[str, str] = {}
-    for slide_id, stratum in strata.items():
-        group = same_side[slide_id]
-        stratum_of[group] = max(stratum_of.get(group, stratum), stratum, key=class_order)
-    by_stratum: dict[str, list[str]] = defaultdict(list)
-    for group, stratum in stratum_of.items():
-        by_stratum[stratum].append(group)
-
-    def key(group: str) -> bytes:
-        return hashlib.blake2b(f"slidegrad-split-1\x00{seed}\x00{group}".encode()).digest()
-
-    side: dict[str, Split] = {}
-    given = Counter[str]()
-    for stratum in sorted(by_stratum, key=class_order):
-        groups = sorted(by_stratum[stratum], key=key)
-        if not carries:
-            given.clear()
-        num_groups = given.total() + len(groups)
-        num_test = round(config.test_fraction * num_groups) - given["test"]
-        num_val = round(config.val_fraction * num_groups) - given["val"]
-        for i, group in enumerate(groups):
-            side[group] = "test" if i < num_test else "val" if i < num_test + num_val else "train"
-            given[side[group]] += 1
-    return {slide_id: side[same_side[slide_id]] for slide_id in strata}
-
-
-def _match(name: str, catalog: dict[str, object]) -> str:
-    """Labels may name the file: its slide suffix is dropped where only that finds a manifest."""
-    stem = next((name[: -len(s)] for s in SLIDE_SUFFIXES if name.lower().endswith(s)), name)
-    return stem if name not in catalog and stem in catalog else name
-
-
-def _fill_ids(rows: list[dict[str, str]], labels: Path, notes: list[str]) -> None:
-    """Gives every row a specimen and a patient; a slide without is its own.
+def refuse_other_split(cohort: Cohort, split: Path) -> None:
+    """Looks whether a run that is gone on with has the split that it is given.
 
     Raises:
-        TrainerError: some rows have one and others do not, which would split patients unnoticed.
+        TrainerError: it has another, or the file is not readable.
     """
-    for column in ("specimen_id", "patient_id"):
-        bare = [row["slide_id"] for row in rows if not row.get(column)]
-        if bare and len(bare) < len(rows):
-            raise TrainerError(f"{labels}: {len(bare)} slides have no {column} while others do: {few(bare)}")
-        if bare and column == "patient_id":
-            notes.append("no patient_id in the labels: each slide counts as its own patient")
-    for row in rows:
-        row["specimen_id"] = row.get("specimen_id") or row["slide_id"]
-        row["patient_id"] = row.get("patient_id") or row["specimen_id"]
-
-
-def _sides(rows: Iterable[tuple[dict[str, str], str]]) -> dict[str, str]:
-    """slide_id to a group's name: slides that share patient, specimen or file, directly or not, share a group.
-
-    Args:
-        rows: a labels row and its slide's fingerprint.
-
-    Returns:
-        The first patient of the group names it, so that a split does not depend on the files' bytes.
-    """
-    parent: dict[str, str] = {}
-
-    def find(x: str) -> str:
-        while parent.setdefault(x, x) != x:
-            x = parent[x] = parent[parent[x]]
-        return x
-
-    slides = []
-    for row, fingerprint in rows:
-        # "0 patient" sorts first: a group's root is always its smallest patient.
-        keys = (f"0 patient {row['patient_id']}", f"1 specimen {row['specimen_id']}", f"2 file {fingerprint}")
-        root, *others = sorted({find(key) for key in keys})
-        parent.update(dict.fromkeys(others, root))
-        slides.append((row["slide_id"], keys[0]))
-    return {slide_id: find(patient) for slide_id, patient in slides}
-
-
-def _refuse_leak(rows: list[dict[str, str]], splits: dict[str, Split], same_side: dict[str, str]) -> None:
-    sides: dict[str, set[str]] = defaultdict(set)
-    members: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        sides[same_side[row["slide_id"]]].add(splits[row["slide_id"]])
-        members[same_side[row["slide_id"]]].append(row["slide_id"])
-    leaks = [group for group in sides if len(sides[group]) > 1]
-    if leaks:
-        named = "; ".join(f"slides {few(members[g])} in {' and '.join(sorted(sides[g]))}" for g in leaks[:_MAX_NAMED])
-        more = f" and {len(leaks) - _MAX_NAMED} more" if len(leaks) > _MAX_NAMED else ""
+    given, known = read_split(split), {case.slide_id for case in cohort.cases}
+    given = {match_name(name, known): side for name, side in given.items()}
+    if others := [case.slide_id for case in cohort.cases if given.get(case.slide_id) != case.split]:
         raise TrainerError(
-            f"{len(leaks)} patients (or copies of one slide) are on two sides of the split: {named}{more}; "
-            "put all slides of a patient in one split"
+            f"--resume with another --split than the run's: {len(others)} slides are on other sides, {few(others)}; "
+            "leave --split out, or give another --out"
         )
 
 
-def _split(name: str) -> Split:
-    for split in SPLITS:
-        if split == name:
-            return split
-    raise TrainerError(f"labels: split {name!r}: expected one of {', '.join(SPLITS)}")
+def _labels_split(labels: Path, slides: Labelled) -> dict[str, Split]:
+    """The sides that the labels name.
+
+    Raises:
+        TrainerError: a slide without one, an unknown word, or a leak.
+    """
+    if bare := [row["slide_id"] for row in slides.rows if not row.get("split")]:
+        raise TrainerError(f"{labels}: {len(bare)} slides have no split while others do: {few(bare)}")
+    splits = {row["slide_id"]: side_of(row["split"], str(labels)) for row in slides.rows}
+    refuse_leak(splits, slides.group_of)
+    return splits
+
+
+def _take_split(file: Path, slides: Labelled, config: CohortConfig) -> tuple[dict[str, Split], list[str]]:
+    """The sides that a file gives, and sentences to tell.
+
+    Raises:
+        TrainerError: it does not fit the cohort, or a side is empty or has one class alone.
+    """
+    splits, notes = fit_split(file, slides)
+    instead = "give another split, as `slidegrad splits` draws them"
+    may_be_empty: tuple[Split, ...] = () if config.val_fraction else ("val",)
+    without = f"{instead} (to go without validation: none in val, and --cohort.val-fraction 0)"
+    refuse_poor(
+        count_sides(splits, slides),
+        slides,
+        where=f"--split {file}",
+        way_out={"train": instead, "val": without, "test": instead},
+        may_be_empty=may_be_empty,
+    )
+    return splits, notes
+
+
+def _tell_unused(config: CohortConfig, usual: CohortConfig | None, splits: dict[str, Split]) -> list[str]:
+    """Sentences about shares that do nothing, as the split is given."""
+    if usual is None:
+        return []
+    is_allowed = config.val_fraction == 0 and "val" not in splits.values()  # Without it, no split without validation.
+    shares = {
+        "val_fraction": (config.val_fraction, usual.val_fraction if not is_allowed else 0),
+        "test_fraction": (config.test_fraction, usual.test_fraction),
+    }
+    changed = {name: share for name, (share, before) in shares.items() if share != before}
+    return [f"cohort.{name}={share:g} changes nothing: the split is given" for name, share in changed.items()]

@@ -24,9 +24,9 @@ class Cohort:
     fraction_per_epoch: float = 1.0
     """Share of the training slides drawn in each epoch, (0, 1]."""
     val_fraction: float = 0.15
-    """Share of patients for validation, where the labels name no split."""
+    """Share of patients for validation, where no split is given."""
     test_fraction: float = 0.2
-    """Share of patients for the test, where the labels name no split."""
+    """Share of patients for the test, where no split is given."""
     balance: Literal["none", "once", "epoch"] = "none"
     """Training slides drawn so that every class has as many as the rarest (head.task classes): once, the same in all
     epochs, as the paper did with its breast cohort; or anew in each epoch."""

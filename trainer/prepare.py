@@ -11,7 +11,7 @@ from manifests import open_manifests
 from manifests.files import write_text
 from trainer.batchnorm import BatchNorm
 from trainer.checkpoint import list_checkpoints
-from trainer.cohort import Cohort, load_cohort
+from trainer.cohort import Cohort, load_cohort, refuse_other_split
 from trainer.comm import Comm, choose_device
 from trainer.config import Aggregator, RunConfig
 from trainer.errors import TrainerError
@@ -19,7 +19,7 @@ from trainer.fsdp import blocks_of
 from trainer.heads import Head
 from trainer.job import Job
 from trainer.model import build_engine
-from trainer.recipes import demo
+from trainer.recipes import demo, get_recipe
 from trainer.topology import Topology
 
 _NUM_LOOKED_FOR = 16
@@ -28,7 +28,14 @@ _HIDDEN = (Aggregator().hidden, demo().aggregator.hidden)
 
 
 def prepare_run(
-    run: Path, config: RunConfig, *, manifests: Path, labels: Path, topology: Topology, resume: bool
+    run: Path,
+    config: RunConfig,
+    *,
+    manifests: Path,
+    labels: Path,
+    split: Path | None = None,
+    topology: Topology,
+    resume: bool,
 ) -> None:
     """Writes `config.yaml` (resolved) and `cohort.csv` (with splits), or checks that a resumed run still fits them.
 
@@ -37,6 +44,7 @@ def prepare_run(
         config: as the flags gave it.
         manifests: the manifests folder.
         labels: the labels file; a resumed run keeps its cohort and does not read it.
+        split: the split's file, if there is one; a resumed run must have the same.
         topology: the ranks.
         resume: go on with the run that is there.
 
@@ -56,8 +64,18 @@ def prepare_run(
         if added := config.added_to(file.read_text(encoding="utf-8"), str(file)):
             print(f"note: this version has settings that the run lacks: {', '.join(added)}", file=sys.stderr)
         cohort = Cohort.read(run / "cohort.csv", head=config.head)
+        if split is not None:
+            refuse_other_split(cohort, split)
     else:
-        cohort = load_cohort(labels, open_manifests(manifests), config.cohort, config.seed, head=config.head)
+        cohort = load_cohort(
+            labels,
+            open_manifests(manifests),
+            config.cohort,
+            config.seed,
+            head=config.head,
+            split=split,
+            usual=(get_recipe(config.recipe) if config.recipe else RunConfig()).cohort,
+        )
     for note in cohort.notes:
         print(f"note: {note}", file=sys.stderr)
     job = Job.open(run, config, cohort)

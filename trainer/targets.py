@@ -127,6 +127,21 @@ def refuse_unlearnable(
     return []
 
 
+def refuse_twins(classes: Sequence[str], where: str) -> None:
+    """Looks whether two classes are one, written in two ways.
+
+    Raises:
+        TrainerError: names that differ by case or space alone, or numbers of one value.
+    """
+    twins: dict[str | float, list[str]] = {}
+    for name in classes:
+        kind, value, _ = class_order(name)
+        is_number = kind == 0 and math.isfinite(value) and "_" not in name  # Python reads 1_0 as ten.
+        twins.setdefault(value if is_number else " ".join(name.casefold().split()), []).append(name)
+    if alike := [" and ".join(map(repr, names)) for names in twins.values() if len(names) > 1]:
+        raise TrainerError(f"{where}: one class is written in several ways: {few(alike)}; write it in one")
+
+
 def strata_of(targets: dict[str, Targets], task: Task, classes: tuple[str, ...]) -> dict[str, str]:
     """slide_id to the name of what splits shall have alike: names ordered as by `class_order`.
 

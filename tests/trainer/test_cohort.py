@@ -10,11 +10,10 @@ import pytest
 
 from manifests import LocalManifests, Manifest, SlideRecord, write_manifest
 from manifests.files import tiles_path
-from trainer.cohort import Cohort, load_cohort, split_patients
+from trainer.cohort import Cohort, load_cohort
 from trainer.config import Cohort as CohortConfig
 from trainer.config import Head as HeadConfig
 from trainer.errors import TrainerError
-from trainer.targets import strata_of
 
 CONFIG = CohortConfig(val_fraction=0.25, test_fraction=0.25)
 
@@ -243,27 +242,3 @@ def test_bad_columns_are_refused_in_one_sentence(
 def test_labels_whose_slides_all_have_no_tiles_are_refused(tmp_path: Path, source: LocalManifests) -> None:
     with pytest.raises(TrainerError, match="none of the slides has tiles: s11"):
         load_cohort(write_labels(tmp_path, columns_of({11: "1"}, "hrd")), source, CONFIG, 0, head=NUMBERS)
-
-
-def test_rare_columns_and_all_sizes_of_numbers_reach_every_split() -> None:
-    """Eight slides of eighty are a yes in the rare column: split by chance alone, a side would often have none."""
-    many = {f"s{i}": (float(i % 2), float(i % 10 == 0)) for i in range(80)}
-    numbers = {f"s{i}": (i**2 * 1.0,) for i in range(80)}
-    one_each = {slide_id: slide_id for slide_id in many}
-    for seed in range(5):
-        strata = strata_of(many, "multilabel", ())
-        splits = split_patients(strata, one_each, CONFIG, seed, carries=True)
-        assert Counter(splits[s] for s, targets in many.items() if targets[1]) == {"train": 4, "val": 2, "test": 2}
-        splits = split_patients(strata_of(numbers, "regression", ()), one_each, CONFIG, seed, carries=True)
-        for side, size in (("train", 40), ("val", 20), ("test", 20)):
-            values = [numbers[s][0] for s in numbers if splits[s] == side]
-            assert len(values) == size
-            assert sum(value > 40**2 for value in values) == pytest.approx(size / 2, abs=1)
-
-
-def test_many_small_strata_get_their_shares_together() -> None:
-    strata = {f"s{i}": str(i) for i in range(20)}
-    splits = split_patients(strata, {s: s for s in strata}, CONFIG, 0, carries=True)
-    assert Counter(splits.values()) == {"train": 10, "val": 5, "test": 5}
-    alone = split_patients(strata, {s: s for s in strata}, CONFIG, 0)
-    assert Counter(alone.values()) == {"train": 20}, "a class with one patient trains"

@@ -70,6 +70,14 @@ def test_balanced_classes_have_as_many_slides_as_the_rarest(balance: Balance) ->
     assert (len({frozenset(slides) for slides in epochs}) == 1) == (balance == "once")
 
 
+@pytest.mark.parametrize("balance", ["once", "epoch"])
+def test_a_class_without_training_slides_leaves_the_others_balanced(balance: Balance) -> None:
+    """Of the classes 0, 1, 2 nobody trains 1, as it may be where a class is rare."""
+    labels = {slide_id: 2 * int(i % 3 == 0) for i, slide_id in enumerate(SLIDES)}
+    steps = plan_epoch(SLIDES, epoch=0, seed=0, fraction=1, tiles=FIXED, balance=balance, labels=labels)
+    assert sorted(labels[step.slide_id] for step in steps) == [0, 0, 0, 2, 2, 2]
+
+
 def test_resume_goes_on_with_the_next_step_on_other_ranks() -> None:
     whole = SlideSampler(SLIDES, Topology.make(1, "auto", 6), 0, seed=3, tiles=FIXED)
     whole.set_epoch(2)
