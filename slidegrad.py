@@ -30,7 +30,7 @@ COMMANDS = {
     "splits": ("trainer.splits.cli", "Splits", "draw splits by patient: cross-validation for train --split"),
     "train": ("trainer.cli", "Train", "train a recipe on whole slides, end to end"),
     "evaluate": ("trainer.cli", "Evaluate", "score a run's slides: AUC with its interval, ROC, report"),
-    "heatmap": ("trainer.cli", "Heatmap", "attention of a run over one slide"),
+    "heatmap": ("trainer.heatmaps.cli", "Heatmap", "where a run looks in slides, and what each tile adds"),
     "verify": ("trainer.cli", "Verify", "show that ranks and virtual ranks give one process's gradients"),
     "plan": ("trainer.planning.cli", "Plan", "what a job would take: memory, seconds of a slide, where scaling ends"),
     "bench": ("tiler.bench.cli", "Bench", "read: tiles per second by reader, beside the limit that decoding sets"),
@@ -51,6 +51,7 @@ _TROUBLE = {
 
 _KEPT = {
     "tile": "; what was finished is kept: run it again to go on",
+    "heatmap": "; slides that were finished are kept: run it again to go on",
     "train": "; checkpoints are kept, if there are some: run it again with --resume to go on from the last one",
 }
 """What Ctrl-C leaves."""

@@ -1,4 +1,4 @@
-"""The trainer's commands: train, evaluate, heatmap, verify."""
+"""The trainer's commands: train, evaluate, verify."""
 
 import json
 import sys
@@ -171,25 +171,6 @@ class Evaluate:
         with progress_bar() as bar, full_memory_told():
             result = evaluate(self.run_folder, self.split, self.manifests, _Tick(bar))
         return result, 1 if result["num_skipped"] else 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Heatmap:
-    """Attention of a run over one slide, as a PNG over the slide's thumbnail."""
-
-    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """The run's folder."""
-    slide_id: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SLIDE_ID")]
-    """A slide of the run's cohort."""
-    manifests: Path | None = None
-    """The manifests folder, if it is not where it was."""
-
-    def run(self) -> tuple[dict[str, Any], int]:
-        from trainer.memory import full_memory_told
-        from trainer.outcome import draw_one_heatmap
-
-        with full_memory_told():
-            return draw_one_heatmap(self.run_folder, self.slide_id, self.manifests), 0
 
 
 @dataclass(frozen=True, kw_only=True)

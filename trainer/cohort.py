@@ -4,7 +4,6 @@ A patient is on one side only, and so is a slide that lies in the archive twice.
 """
 
 import csv
-import dataclasses
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,10 +67,6 @@ class Cohort:
     def num_tiles(self, split: str) -> dict[str, int]:
         """slide_id to tiles for one split."""
         return {case.slide_id: case.num_tiles for case in self.of(split).values()}
-
-    def only(self, case: Case) -> Self:
-        """The cohort with one case alone. No `Head` follows from it: that takes the training slides."""
-        return dataclasses.replace(self, cases=(case,))
 
     def write(self, file: Path) -> None:
         """Writes the cohort with its splits as CSV; numbers read back bit for bit."""

@@ -12,13 +12,15 @@ from manifests.files import atomic_path
 from trainer import fsdp
 from trainer.aggregators import build_aggregator
 from trainer.checkpoint import load_half
-from trainer.comm import Comm
+from trainer.comm import Comm, join_group
 from trainer.config import RunConfig
 from trainer.encode import InStep
 from trainer.encoders.encoder import TileEncoder, build_encoder
 from trainer.errors import TrainerError
 from trainer.heads import Head
+from trainer.job import Job
 from trainer.step import Engine
+from trainer.topology import Topology
 
 HalfName = Literal["encoder", "aggregator"]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -113,6 +115,17 @@ def load_weights(engine: Engine, checkpoint: Path) -> None:
     """Puts a checkpoint's weights, averaged ones if it has them, into the halves that this rank holds."""
     for name, half in halves_of(engine).items():
         fsdp.load_into(half, _weights(checkpoint, name))
+
+
+def load_alone(job: Job, checkpoint: Path) -> Engine:
+    """Both halves of a checkpoint of a run, in this process."""
+    _, _, device = join_group()
+    assert job.config.virtual_ranks, "a saved config is resolved"
+    comm = Comm(Topology.make(1, "auto", job.config.virtual_ranks), 0, device)
+    head = Head.for_cohort(job.config.head, job.cohort)  # Of the whole cohort, whose training slides make the head.
+    engine = build_engine(job.config, comm, tile_px=job.tile_px, head=head, initial=False)
+    load_weights(engine, checkpoint)
+    return engine
 
 
 def export_weights(run: Path, checkpoint: Path) -> None:

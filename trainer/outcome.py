@@ -1,33 +1,20 @@
 """After the last epoch: the test slides scored, a heatmap, the result and the report."""
 
-import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from manifests.errors import SlidegradError
-from manifests.files import atomic_path, disk_name, mask_path
-from manifests.source import LocalManifests
-from tiler.masks import read_mask
 from trainer.checkpoint import chosen_checkpoint, read_best_state
 from trainer.cohort import Case, Cohort
-from trainer.comm import Comm, join_group
 from trainer.errors import TrainerError
-from trainer.heads import Head
+from trainer.heatmaps.drawing import draw_attention
 from trainer.job import Job
 from trainer.loop import Loop
-from trainer.measures.merits import MERITS, PREDICTED
-from trainer.model import build_engine, export_weights, load_weights
+from trainer.measures.merits import MERITS
+from trainer.model import export_weights, load_alone
 from trainer.prepare import open_run
-from trainer.reports.heatmap import render_heatmap
-from trainer.reports.plots import heatmap_card
 from trainer.reports.report import write_report
-from trainer.sampler import draw_rows, plan_scoring
 from trainer.scoring import Score, Tick, score_split, write_result, write_scores
-from trainer.step import Engine
-from trainer.topology import Topology
 
 
 def conclude(loop: Loop) -> dict[str, Any]:
@@ -59,42 +46,9 @@ def evaluate(run: Path, split: str, manifests: Path | None, tick: Tick) -> dict[
     return _write_all(job, split, scores, dict(skipped))
 
 
-def draw_one_heatmap(run: Path, slide_id: str, manifests: Path | None) -> dict[str, Any]:
-    """Scores one slide of the cohort and draws its heatmap.
-
-    Raises:
-        TrainerError: not a slide of the cohort, or not readable.
-    """
-    job = open_run(run, manifests)
-    case = next((case for case in job.cohort.cases if case.slide_id == slide_id), None)
-    if case is None:
-        raise TrainerError(f"slide {slide_id}: not in the cohort of {run}")
-    engine = _load_alone(job)  # Of the whole cohort, whose training slides make the head.
-    alone = dataclasses.replace(job, cohort=job.cohort.only(case))
-    scores, skipped = score_split(engine, alone, case.split, lambda **_: None)
-    if skipped:
-        raise TrainerError(skipped[0][1])
-    file = _draw_heatmap(job, case, scores[0])
-    # Numbers may be of any size; of a model that diverged they are none.
-    predictions = [float(f"{p:.6g}") if math.isfinite(p) else None for p in scores[0].predictions]
-    return {"slide_id": slide_id, PREDICTED[job.cohort.task]: predictions, "heatmap": str(file)}
-
-
 def score_alone(job: Job, split: str, tick: Tick) -> tuple[list[Score], list[tuple[str, str]]]:
     """Scores a split in this process alone, with the run's chosen checkpoint; returns as `score_split`."""
-    return score_split(_load_alone(job), job, split, tick)
-
-
-def _load_alone(job: Job) -> Engine:
-    """Both halves of the run's chosen checkpoint, in this process."""
-    checkpoint = chosen_checkpoint(job.run)
-    _, _, device = join_group()
-    assert job.config.virtual_ranks, "a saved config is resolved"
-    comm = Comm(Topology.make(1, "auto", job.config.virtual_ranks), 0, device)
-    head = Head.for_cohort(job.config.head, job.cohort)
-    engine = build_engine(job.config, comm, tile_px=job.tile_px, head=head, initial=False)
-    load_weights(engine, checkpoint)
-    return engine
+    return score_split(load_alone(job, chosen_checkpoint(job.run)), job, split, tick)
 
 
 def _write_all(job: Job, split: str, scores: list[Score], skipped: dict[str, str]) -> dict[str, Any]:
@@ -114,7 +68,7 @@ def _write_all(job: Job, split: str, scores: list[Score], skipped: dict[str, str
     cases = cohort.of(split)
     if (clearest := _clearest(scores, cases, cohort)) is not None:
         try:
-            result["heatmap"] = str(_draw_heatmap(job, cases[clearest.slide_id], clearest))
+            result["heatmap"] = str(draw_attention(job, cases[clearest.slide_id], clearest))
         except SlidegradError as error:  # A lost thumbnail costs the picture, not the result.
             result["heatmap"] = None
             result["heatmap_error"] = str(error)
@@ -138,18 +92,3 @@ def _clearest(scores: list[Score], cases: dict[str, Case], cohort: Cohort) -> Sc
         return max(scores, key=lambda score: score.predictions[0], default=None)
     positive = [score for score in scores if cases[score.slide_id].label == len(cohort.classes) - 1]
     return max(positive, key=lambda score: score.predictions[-1], default=None)
-
-
-def _draw_heatmap(job: Job, case: Case, score: Score) -> Path:
-    """Writes RUN/heatmaps/SLIDE.png: attention over the slide's thumbnail."""
-    assert isinstance(job.source, LocalManifests), "thumbnails lie beside local manifests"
-    manifest = job.source[case.slide_id]
-    overview = read_mask(mask_path(job.source.root, case.slide_id)).overview
-    (step,) = plan_scoring({case.slide_id: case.num_tiles}, tiles=job.config.tiles)
-    weights = np.full(len(manifest), math.nan)
-    weights[draw_rows(step, job.config.seed)] = score.attention
-    painted = render_heatmap(overview.thumbnail, overview.mpp, manifest, weights)
-    file = job.run / "heatmaps" / f"{disk_name(case.slide_id)}.png"
-    with atomic_path(file) as partial:
-        partial.write_bytes(heatmap_card(overview.thumbnail, painted, overview.mpp))
-    return file

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from trainer.aggregators import contributions_of
 from trainer.batchnorm import RunningStats, own_layers, set_mode
 from trainer.comm import Comm
 from trainer.config import Augment
@@ -52,6 +53,8 @@ class Outcome:
     loss: float = float("nan")
     outputs_C: Tensor | None = None
     attention_K: Tensor | None = None
+    contributions_KC: Tensor | None = None
+    """Each tile's part of the outputs, where it was asked for and the aggregator can tell."""
 
 
 class Engine:
@@ -277,8 +280,13 @@ class Engine:
         return bool(measured) or not read
 
     @torch.no_grad()
-    def score(self, slide: SlideInput) -> Outcome:
-        """Outputs and loss of one slide of this rank's group, no gradient, after `set_training(False)`."""
+    def score(self, slide: SlideInput, *, explain: bool = False) -> Outcome:
+        """Outputs and loss of one slide of this rank's group, no gradient, after `set_training(False)`.
+
+        Args:
+            slide: the slide.
+            explain: contributions of the tiles too.
+        """
         clock = WaitClock()
         passes, error = self.side.score_pass(slide, len(self.comm.topology.virtual_of(self.comm.rank)), clock)
         outcome, _ = self._agree(slide, error, clock)
@@ -291,7 +299,10 @@ class Engine:
             return outcome
         outputs_C, attention_K = self.aggregator(features_KD, cells_K2)
         loss = self.head.loss(outputs_C, slide.targets)
-        return dataclasses.replace(outcome, loss=loss.item(), outputs_C=outputs_C, attention_K=attention_K)
+        parts_KC = contributions_of(self.aggregator, features_KD, cells_K2) if explain else None
+        return dataclasses.replace(
+            outcome, loss=loss.item(), outputs_C=outputs_C, attention_K=attention_K, contributions_KC=parts_KC
+        )
 
 
 def _with_first_at_hand(slide: SlideInput, clock: WaitClock) -> tuple[SlideInput, str]:

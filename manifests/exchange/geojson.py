@@ -10,7 +10,7 @@ A view, not a store: 100 bytes a tile become 300, and viewers stop at some 10,00
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,9 @@ def export_geojson(out: Path, max_tiles: int) -> Iterator[Add]:
         slide_id = manifest.slide.slide_id
         rows = spread_rows(len(manifest), max_tiles)
         plan = json.dumps(dataclasses.asdict(ReadPlan.of(manifest.slide)) | {"num_tiles": len(manifest)})
-        features = ",\n".join([*_draw_tissue(outline), *_draw_tiles(manifest, rows)])
-        text = f'{{"type": "FeatureCollection", "slidegrad": {plan}, "features": [\n{features}\n]}}\n'
-        write_text(out / f"{file_stem(slide_id, disk_name(slide_id))}.geojson", text)
+        measured = (f'"measurements": {{"tissue": {tissue}}}' for tissue in manifest.tissue[rows])
+        features = [*_draw_tissue(outline), *draw_tiles(manifest, rows, measured)]
+        write_text(out / f"{file_stem(slide_id, disk_name(slide_id))}.geojson", draw_collection(plan, features))
         return [CAPPED] if len(rows) < len(manifest) else []
 
     yield add
@@ -53,16 +53,33 @@ def _draw_tissue(outline: Outline) -> list[str]:
     return [json.dumps({"type": "Feature", "geometry": shape, "properties": _TISSUE})] if outline else []
 
 
-def _draw_tiles(manifest: Manifest, rows: NDArray[np.int64]) -> Iterator[str]:
-    """One feature a tile, put together as text: ten times as fast as by way of objects."""
+def draw_collection(plan: str, features: Iterable[str]) -> str:
+    """The text of a file.
+
+    Args:
+        plan: JSON, an object with the fields of `ReadPlan`, and more.
+        features: JSON, one each.
+    """
+    body = ",\n".join(features)
+    return f'{{"type": "FeatureCollection", "slidegrad": {plan}, "features": [\n{body}\n]}}\n'
+
+
+def draw_tiles(manifest: Manifest, rows: NDArray[np.int64], properties: Iterable[str]) -> Iterator[str]:
+    """One feature a tile, put together as text: ten times as fast as by way of objects.
+
+    Args:
+        manifest: the slide's tiles.
+        rows: which of them, (n,).
+        properties: what QuPath shall know of each, n members of a JSON object as text.
+    """
     width, height = manifest.footprint_l0
     corners = manifest.x_l0[rows].tolist(), manifest.y_l0[rows].tolist()
-    for x, y, tissue in zip(*corners, manifest.tissue[rows], strict=True):
+    for x, y, more in zip(*corners, properties, strict=True):
         right, bottom = x + width, y + height
         ring = f"[[{x}, {y}], [{right}, {y}], [{right}, {bottom}], [{x}, {bottom}], [{x}, {y}]]"
         yield (
             f'{{"type": "Feature", "geometry": {{"type": "Polygon", "coordinates": [{ring}]}}, "properties": '
-            f'{{"objectType": "tile", "isLocked": true, "measurements": {{"tissue": {tissue}}}}}}}'
+            f'{{"objectType": "tile", "isLocked": true, {more}}}}}'
         )
 
 

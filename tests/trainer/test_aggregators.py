@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainer.aggregators import build_aggregator, nystrom
+from trainer.aggregators import build_aggregator, contributions_of, nystrom
 from trainer.aggregators.nystrom import NUM_HEADS, NystromAttention, pseudo_inverse, segment_means
 from trainer.aggregators.places import Places, convolve_places
 from trainer.aggregators.transmil import PositionEncoding
@@ -69,6 +69,27 @@ def test_gated_attention_is_the_formula_of_its_paper() -> None:
     outputs_C, attention_N = gma(features_ND)
     torch.testing.assert_close(attention_N, shares_N)
     torch.testing.assert_close(outputs_C, gma.classify((shares_N[:, None] * features_ND).sum(0)))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["gma", "mean"])
+@pytest.mark.parametrize("num_tiles", [1, 2, 500])
+def test_contributions_and_the_bias_add_up_to_the_outputs(name: str, num_tiles: int) -> None:
+    """To rounding, each of three outputs; in scoring mode, where a dropout of the config is off."""
+    aggregator, (features_ND, cells_N2) = built(name, dropout=0.5).eval(), random_tiles(num_tiles)
+    outputs_C, attention_N = aggregator(features_ND, cells_N2)
+    parts_NC = contributions_of(aggregator, features_ND, cells_N2)
+    assert parts_NC is not None
+    assert parts_NC.shape == (num_tiles, 3)
+    bias_C = aggregator.classify.bias  # type: ignore[union-attr]
+    torch.testing.assert_close(parts_NC.sum(0) + bias_C, outputs_C, rtol=0, atol=1e-10)
+    weight_CD = aggregator.classify.weight  # type: ignore[union-attr]
+    for part_C, share, feature_D in zip(parts_NC, attention_N, features_ND, strict=True):
+        torch.testing.assert_close(part_C, share * (weight_CD @ feature_D), rtol=0, atol=1e-10)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["max", "transmil"])
+def test_aggregators_that_are_no_sum_over_tiles_tell_no_contributions(name: str) -> None:
+    assert contributions_of(built(name), *random_tiles(5)) is None
 
 
 @pytest.mark.parametrize("name", NAMES)

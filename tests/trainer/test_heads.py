@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from trainer.aggregators import build_aggregator
 from trainer.checkpoint import list_checkpoints, read_best_state
-from trainer.cli import Evaluate, Heatmap, Train
+from trainer.cli import Evaluate, Train
 from trainer.cohort import Case, Cohort, Split
 from trainer.comm import Comm
 from trainer.config import Aggregator
 from trainer.config import Head as HeadConfig
 from trainer.errors import TrainerError
 from trainer.heads import Head
+from trainer.heatmaps.cli import Heatmap
 from trainer.journal import read_events
 from trainer.loading.shards import Shard, SlideInput
 from trainer.sampler import StepPlan
@@ -333,7 +334,7 @@ def test_a_heatmap_alone_predicts_what_the_run_predicted(finished: tuple[str, Pa
     task, run, _ = finished
     name = "probs" if task == "multilabel" else "values"
     (true,) = [row for row in pq.read_table(run / "scores.parquet").to_pylist() if row["slide_id"] == "synth_0010"]
-    found, _ = Heatmap(run_folder=run, slide_id="synth_0010").run()
+    found, _ = Heatmap(run_folder=run, slide_ids=("synth_0010",)).run()
     assert found[name] == pytest.approx(true[name], abs=1e-3)
 
 

@@ -19,9 +19,10 @@ from manifests.errors import SlidegradError
 from tiler.archive import Job, tile_archive
 from tiler.config import TilerConfig
 from trainer.checkpoint import chosen_checkpoint, list_checkpoints, load_half
-from trainer.cli import Evaluate, Heatmap, Train
+from trainer.cli import Evaluate, Train
 from trainer.config import Encoder
 from trainer.encoders.encoder import build_encoder
+from trainer.heatmaps.cli import Heatmap
 from trainer.journal import read_events
 
 QUICK = ("--optim.epochs", "2", "--tiles.k", "8", "--optim.precision", "float64")
@@ -183,11 +184,11 @@ def test_manifests_that_were_tiled_anew_are_refused(finished: Path, small_cohort
 
 
 def test_a_heatmap_of_any_slide_of_the_cohort(finished: Path) -> None:
-    result, code = Heatmap(run_folder=finished, slide_id="synth_0001").run()
+    result, code = Heatmap(run_folder=finished, slide_ids=("synth_0001",)).run()
     assert code == 0
     assert Path(result["heatmap"]).read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SlidegradError, match="slide nobody: not in the cohort"):
-        Heatmap(run_folder=finished, slide_id="nobody").run()
+        Heatmap(run_folder=finished, slide_ids=("nobody",)).run()
 
 
 def test_the_same_seed_gives_the_same_numbers(

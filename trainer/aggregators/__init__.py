@@ -2,16 +2,16 @@
 
 Each is a module, called with `features_ND` and `cells_N2`: integers, the (column, row) of every tile in its slide's
 grid. Both are in slide order; a cell may occur several times. It returns outputs (C,) and attention (N,), which sums
-to 1.
+to 1. One whose outputs are a sum over tiles has a method `contributions`, which tells each tile's part of them.
 """
 
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.aggregators.pooling import GatedAttention, Pooling
 from trainer.aggregators.transmil import TransMIL
 from trainer.config import Aggregator
 
-__all__ = ["build_aggregator"]
+__all__ = ["build_aggregator", "contributions_of"]
 
 
 def build_aggregator(config: Aggregator, num_features: int, num_outputs: int) -> nn.Module:
@@ -25,3 +25,13 @@ def build_aggregator(config: Aggregator, num_features: int, num_outputs: int) ->
     if config.name == "transmil":
         return TransMIL(num_features, config.hidden, num_outputs, config.dropout)
     return Pooling(num_features, num_outputs, config.dropout, config.name)
+
+
+def contributions_of(aggregator: nn.Module, features_ND: Tensor, cells_N2: Tensor | None) -> Tensor | None:
+    """Each tile's signed part of each output, (N, C), as the aggregator in scoring mode has it.
+
+    The parts and a share that is no tile's, the last layer's bias, add up to the outputs, to rounding. None where the
+    outputs are no sum over tiles.
+    """
+    tell = getattr(aggregator, "contributions", None)
+    return None if tell is None else tell(features_ND, cells_N2)

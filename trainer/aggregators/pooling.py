@@ -28,6 +28,15 @@ class GatedAttention(nn.Module):
         attention_N = self.score(hidden_NH).squeeze(1).softmax(0)
         return self.classify(attention_N @ features_ND), attention_N
 
+    def contributions(self, features_ND: Tensor, cells_N2: Tensor | None = None) -> Tensor:
+        """Each tile's signed part of each output (N, C), a_n W f_n: their sum and the bias of W are the outputs.
+
+        For scoring: without dropout.
+        """
+        _, attention_N = self(features_ND, cells_N2)
+        contributions_NC: Tensor = attention_N[:, None] * (features_ND @ self.classify.weight.T)
+        return contributions_NC
+
 
 class Pooling(nn.Module):
     """Mean or maximum over the tiles, then a linear layer. A tile's weight is its share in the pooled vector."""
@@ -46,3 +55,10 @@ class Pooling(nn.Module):
             return self.classify(features_ND.mean(0)), features_ND.new_full((num_tiles,), 1 / num_tiles)
         pooled_D, winner_D = features_ND.max(0)
         return self.classify(pooled_D), torch.bincount(winner_D, minlength=num_tiles) / num_features
+
+    def contributions(self, features_ND: Tensor, cells_N2: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
+        """As `GatedAttention.contributions`, for the mean.
+
+        None for the maximum: without its winner the next best takes its place, so no part is a tile's own.
+        """
+        return features_ND @ self.classify.weight.T / len(features_ND) if self.kind == "mean" else None

@@ -1,4 +1,4 @@
-"""Pictures of a run: numbers in, SVG for a page (or PNG bytes) out.
+"""Pictures of a run: numbers in, SVG for a page out.
 
 Knows no files and decides nothing; `report` chooses what is shown. Figures are made with matplotlib's objects, never
 with pyplot, so that nothing is kept open. One thing to know before changing it: an SVG goes *into* an HTML page, where
@@ -9,9 +9,9 @@ import html
 import io
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-import cv2
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,7 +20,6 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from trainer.measures.statistics import Interval, RocBand
-from trainer.reports.heatmap import COLOR_MAP
 
 INK, MUTED, LINE, BLUE, ORANGE, GREEN = "#1b1f24", "#5f6874", "#d3d8de", "#0072b2", "#d55e00", "#009e73"
 """The last three: Okabe and Ito, Color Universal Design, 2008, told apart by all kinds of colour vision."""
@@ -54,7 +53,11 @@ _MAX_POINTS = 300
 """A curve of more steps is drawn as means over this many bins: 200,000 points would weigh 10 MB and look a smear."""
 _MAX_DOTS = 1000
 _MAX_NAME = 24
-_MAX_PICTURE_PX = 1800
+
+
+def house_style() -> AbstractContextManager[None]:
+    """The look of all figures, while the context lasts."""
+    return mpl.rc_context(_STYLE)
 
 
 def loss_curves(epochs: ArrayLike, train: ArrayLike, val: ArrayLike, *, best_epoch: int | None = None) -> str:
@@ -204,37 +207,6 @@ def score_distribution(labels: ArrayLike, scores: ArrayLike, *, names: Sequence[
         return _svg(figure, "scores", "Distribution of scores by class; the upright line is the median")
 
 
-def heatmap_card(thumbnail: NDArray[np.uint8], heatmap: NDArray[np.uint8], mpp_thumb: float) -> bytes:
-    """The slide beside its heatmap, with a scale bar and a colour bar, as PNG on a white card.
-
-    Args:
-        thumbnail: RGB of the whole slide, (h, w, 3).
-        heatmap: from `heatmap.render_heatmap`, (h, w, 3).
-        mpp_thumb: microns per px of both.
-    """
-    height, width = thumbnail.shape[:2]
-    # Wide slides one above the other, others side by side: fills a page's width either way.
-    rows, columns = (2, 1) if width > 2 * height else (1, 2)
-    panel_w = 10.0 / columns
-    panel_h = min(panel_w * height / width, 9.0)
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(min(panel_w, panel_h * width / height) * columns + 1.0, panel_h * rows + 0.4))
-        figure.set_layout_engine("constrained")
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for panel, picture, title in zip(panels, (thumbnail, heatmap), ("slide", "attention"), strict=True):
-            panel.imshow(_shrunk(picture), interpolation="lanczos", extent=(0, width, height, 0))
-            panel.set_title(title, loc="left", color=MUTED, fontsize=10)
-            panel.set_axis_off()
-        _scale_bar(panels[0], width, height, mpp_thumb)
-        bar = figure.colorbar(mpl.cm.ScalarMappable(cmap=COLOR_MAP), ax=list(panels), shrink=0.6, aspect=28, pad=0.015)
-        bar.set_ticks([0, 0.5, 1], labels=["lowest", "median", "highest"])
-        bar.set_label("rank of a tile's attention within the slide")
-        bar.outline.set_visible(False)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=140, facecolor="white", metadata={"Software": None})
-        return buffer.getvalue()
-
-
 def _figure(xlabel: str, ylabel: str, *, size: tuple[float, float] = _WIDE) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
@@ -255,24 +227,6 @@ def _binned(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np
     starts = np.linspace(0, num_points, _MAX_POINTS, endpoint=False).astype(np.int64)
     means = np.add.reduceat(points, starts, axis=1) / np.diff(np.append(starts, num_points))
     return means[0], means[1]
-
-
-def _shrunk(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """At most `_MAX_PICTURE_PX` a side: matplotlib takes 15 s for a picture of 6,000 px, and shows no more of it."""
-    factor = min(1.0, _MAX_PICTURE_PX / max(picture.shape[:2]))
-    return np.asarray(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _scale_bar(panel: Axes, width: int, height: int, mpp: float) -> None:
-    """A bar of 1, 2 or 5 times a power of ten microns, at most a quarter of the picture long, below its left corner."""
-    limit_um = width * mpp / 4
-    decade = 10.0 ** np.floor(np.log10(limit_um))
-    length_um = max(m for m in (1, 2, 5) if m * decade <= limit_um) * decade
-    text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
-    y = height * 1.02
-    panel.plot([0, length_um / mpp], [y, y], color=INK, linewidth=2.5, clip_on=False, solid_capstyle="butt")
-    panel.text(length_um / mpp + 0.01 * width, y, text, va="center", fontsize=9, clip_on=False)
-    panel.set(xlim=(0, width), ylim=(height, 0))
 
 
 def _svg(figure: Figure, name: str, description: str) -> str:

@@ -175,7 +175,8 @@ def _heatmap(folder: Path, scores: Scores | None) -> dict[str, Any] | None:
     That is the highest score of the last class, in slides of that class if there are; or in the first column.
     """
     files = {file.stem: file for file in sorted(folder.glob("*.png"))}
-    file, about = next(iter(files.values()), None), dict[str, Any]()
+    others = ("_contribution", "_tiles")  # What else a slide's heatmap leaves (`trainer.heatmaps.drawing`).
+    file, about = next((file for file in files.values() if not file.stem.endswith(others)), None), dict[str, Any]()
     if scores:
         column = -1 if scores.task == "classes" else 0
         is_other = scores.targets[:, 0] != len(scores.names) - 1 if scores.task == "classes" else 0

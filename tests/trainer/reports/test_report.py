@@ -14,9 +14,9 @@ import yaml
 
 from manifests.files import disk_name
 from trainer.errors import TrainerError
+from trainer.heatmaps.cards import draw_card
 from trainer.measures.merits import measure_all
 from trainer.privacy import without_paths
-from trainer.reports import plots
 from trainer.reports.report import write_report
 from trainer.reports.runlog import read_log, read_settings
 from trainer.targets import Task
@@ -147,7 +147,7 @@ def whole_run(tmp_path: Path) -> Path:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "heatmaps").mkdir()
     picture = np.full((40, 60, 3), 200, np.uint8)
-    (run / "heatmaps" / f"{disk_name(ODD_ID)}.png").write_bytes(plots.heatmap_card(picture, picture, 8.0))
+    (run / "heatmaps" / f"{disk_name(ODD_ID)}.png").write_bytes(draw_card(picture, picture, 8.0))
     return run
 
 
@@ -328,7 +328,7 @@ def test_numbers_give_a_scatter_and_r2_in_the_headline(tmp_path: Path) -> None:
     picture = np.full((40, 60, 3), 200, np.uint8)
     highest = int(predicted.argmax())
     for i in (4, highest):
-        (run / "heatmaps" / f"s{i}.png").write_bytes(plots.heatmap_card(picture, picture, 8.0))
+        (run / "heatmaps" / f"s{i}.png").write_bytes(draw_card(picture, picture, 8.0))
     result = json.loads((run / "result.json").read_text())
     page = Page(write_report(run).read_text())
     text = " ".join(page.text.split())
@@ -356,7 +356,7 @@ def test_columns_of_numbers_are_told_one_by_one(tmp_path: Path) -> None:
     (run / "heatmaps").mkdir()
     picture = np.full((40, 60, 3), 200, np.uint8)
     for i in (3, 24):
-        (run / "heatmaps" / f"s{i}.png").write_bytes(plots.heatmap_card(picture, picture, 8.0))
+        (run / "heatmaps" / f"s{i}.png").write_bytes(draw_card(picture, picture, 8.0))
     text = text_of(run)
     assert f"{ODD} 25 1.000 1.000 to 1.000 0 1.000" in text
     assert "ki67 $x$ 1 – – 2 –" in text

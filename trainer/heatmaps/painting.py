@@ -1,18 +1,25 @@
-"""Attention over a slide's thumbnail: arrays in, arrays out.
+"""Attention, or contributions, over a slide's thumbnail: arrays in, arrays out.
 
-Knows no model, file or figure; `plots.heatmap_card` puts the picture beside the plain thumbnail with a colour bar. One
-thing to know before changing it: colours show the *rank* of a tile's weight among the slide's tiles. Attention is a
-softmax over thousands of tiles, so on a linear scale one tile would be bright and all others black.
+Knows no model, file or figure; `cards` puts the picture beside the plain thumbnail with a colour bar. One thing to know
+before changing it: colours of attention show the *rank* of a tile's weight among the slide's tiles. Attention is a
+softmax over thousands of tiles, so on a linear scale one tile would be bright and all others black. Contributions have
+a sign, so their colours are linear from 0, and end at a quantile.
 """
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from numpy.typing import NDArray
 
 from manifests import Manifest
+from trainer.reports.plots import BLUE, ORANGE
 
-COLOR_MAP = "viridis"
+RANKS = mpl.colormaps["viridis"]
 """Dark to bright also for colour-blind readers and in grey print; its green and yellow are no colours of H&E."""
+SIGNS = LinearSegmentedColormap.from_list("signs", [BLUE, "#f4f4f4", ORANGE])
+"""Below 0, about 0, above 0; all kinds of colour vision tell its ends apart."""
+SCALE_QUANTILE = 0.99
+"""Of absolute contributions: where colours end. A few tiles that outdo all others do not make those look like 0."""
 _ALPHA = 0.55
 """Opacity of the colour: tissue stays readable under it. Blended with grey, not with the stain, so that one colour
 means one rank on eosin and on haematoxylin alike; and tissue the model did not see keeps its stain."""
@@ -32,6 +39,22 @@ def rank_share(weights: NDArray[np.floating]) -> NDArray[np.float64]:
     midrank = np.cumsum(count) - (count + 1) / 2  # From 0; one tile alone, as equal ones, stands in the middle.
     share[seen] = midrank[level] / (seen.sum() - 1) if seen.sum() > 1 else 0.5
     return share
+
+
+def color_scale(contributions: NDArray[np.floating]) -> float:
+    """The contribution, above 0, at which colours end, as they do at its negative.
+
+    Args:
+        contributions: one per tile, (n,); NaN for tiles the model did not see.
+    """
+    sizes = np.abs(contributions[np.isfinite(contributions)])
+    # Where nearly all are 0, that of the largest; where all are, any.
+    return float(np.quantile(sizes, SCALE_QUANTILE) or sizes.max()) or 1.0 if len(sizes) else 1.0
+
+
+def sign_share(contributions: NDArray[np.floating], scale: float) -> NDArray[np.float64]:
+    """Where each contribution stands between -scale (0) and scale (1), those beyond at the ends; NaN stays NaN."""
+    return np.asarray(np.clip(0.5 + 0.5 * np.asarray(contributions, np.float64) / scale, 0, 1))
 
 
 def tile_boxes(manifest: Manifest, mpp_thumb: float) -> NDArray[np.int64]:
@@ -79,32 +102,35 @@ def paint_tiles(size: tuple[int, int], boxes: NDArray[np.int64], values: NDArray
     return np.where(count > 0, np.clip(total / np.maximum(count, 1), 0, 1), np.nan)
 
 
-def render_heatmap(
-    thumbnail: NDArray[np.uint8], mpp_thumb: float, manifest: Manifest, weights: NDArray[np.floating]
+def paint_slide(
+    thumbnail: NDArray[np.uint8],
+    mpp_thumb: float,
+    manifest: Manifest,
+    share: NDArray[np.float64],
+    colors: Colormap = RANKS,
 ) -> NDArray[np.uint8]:
-    """The thumbnail with every tile coloured by the rank of its attention.
+    """The thumbnail with every tile in its colour.
 
     Args:
         thumbnail: RGB of the whole slide, (h, w, 3).
         mpp_thumb: microns per thumbnail px.
         manifest: the slide's tiles.
-        weights: attention per tile of the manifest, (n,), any scale; NaN for tiles the model did not see, which stay
-            uncoloured.
+        share: where each tile of the manifest stands on the colour map, (n,), 0 to 1 (`rank_share`, `sign_share`); NaN
+            for tiles the model did not see, which stay uncoloured.
+        colors: the colour map.
 
     Returns:
         RGB, (h, w, 3).
 
     Raises:
-        ValueError: not one weight per tile.
+        ValueError: not one value per tile.
     """
-    if weights.shape != (len(manifest),):
-        raise ValueError(
-            f"slide {manifest.slide.slide_id}: weights of shape {weights.shape}, expected ({len(manifest)},)"
-        )
-    share = paint_tiles(thumbnail.shape[:2], tile_boxes(manifest, mpp_thumb), rank_share(weights))
-    painted = np.isfinite(share)
-    color = mpl.colormaps[COLOR_MAP](share[painted])[:, :3] * 255
+    if share.shape != (len(manifest),):
+        raise ValueError(f"slide {manifest.slide.slide_id}: values of shape {share.shape}, expected ({len(manifest)},)")
+    mean_share = paint_tiles(thumbnail.shape[:2], tile_boxes(manifest, mpp_thumb), share)
+    painted = np.isfinite(mean_share)
+    color = colors(mean_share[painted])[:, :3] * 255
     grey = (thumbnail[painted] @ _LUMA)[:, None]
-    heatmap = thumbnail.copy()
-    heatmap[painted] = np.round(_ALPHA * color + (1 - _ALPHA) * grey).astype(np.uint8)
-    return heatmap
+    picture = thumbnail.copy()
+    picture[painted] = np.round(_ALPHA * color + (1 - _ALPHA) * grey).astype(np.uint8)
+    return picture
