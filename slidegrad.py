@@ -28,7 +28,11 @@ COMMANDS = {
     "preview": ("tiler.preview", "Preview", "pictures of slides with their tiles, and one page about the archive"),
     "serve": ("services.cli", "Serve", "answer tile coordinate queries over HTTP"),
     "train": ("trainer.cli", "Train", "train a recipe on whole slides, end to end"),
-    "evaluate": ("trainer.cli", "Evaluate", "score a run's slides: AUC with its interval, ROC, report"),
+    "evaluate": (
+        "trainer.evaluation.cli",
+        "Evaluate",
+        "score a run's slides: measures, intervals, subgroups, pictures",
+    ),
     "heatmap": ("trainer.cli", "Heatmap", "attention of a run over one slide"),
     "verify": ("trainer.cli", "Verify", "show that ranks and virtual ranks give one process's gradients"),
     "plan": ("trainer.planning.cli", "Plan", "what a job would take: memory, seconds of a slide, where scaling ends"),

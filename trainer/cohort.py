@@ -9,7 +9,7 @@ import hashlib
 import io
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -144,7 +144,7 @@ def load_cohort(
     rows = read_labels(labels, head)
     catalog = {row["slide_id"]: row for row in source.catalog().to_pylist()}
     for row in rows:
-        row["slide_id"] = _match(row["slide_id"], catalog)
+        row["slide_id"] = match_slide(row["slide_id"], catalog)
     missing = [row["slide_id"] for row in rows if row["slide_id"] not in catalog]
     if missing:
         raise TrainerError(f"{labels}: {len(missing)} of {len(rows)} slides have no manifest: {few(missing)}")
@@ -232,7 +232,7 @@ def split_patients(
     return {slide_id: side[same_side[slide_id]] for slide_id in strata}
 
 
-def _match(name: str, catalog: dict[str, object]) -> str:
+def match_slide(name: str, catalog: Container[str]) -> str:
     """Labels may name the file: its slide suffix is dropped where only that finds a manifest."""
     stem = next((name[: -len(s)] for s in SLIDE_SUFFIXES if name.lower().endswith(s)), name)
     return stem if name not in catalog and stem in catalog else name

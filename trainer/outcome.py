@@ -44,19 +44,24 @@ def conclude(loop: Loop) -> dict[str, Any]:
     return _write_all(job, "test", scores, {**loop.standing.skipped, **dict(skipped)})
 
 
-def evaluate(run: Path, split: str, manifests: Path | None, tick: Tick) -> dict[str, Any]:
+def score_anew(job: Job, split: str, tick: Tick) -> dict[str, Any]:
     """Scores a split of a run in this process and writes scores and result, and for the test slides the report, anew.
 
     Raises:
-        TrainerError: no run, no checkpoint, or no slides in the split.
+        TrainerError: no checkpoint, no slides in the split, or none that could be scored.
     """
-    job = open_run(run, manifests)
-    if not job.cohort.of(split):
-        raise TrainerError(f"{run}: no slides in the split {split!r}")
-    scores, skipped = score_alone(job, split, tick)
-    if not scores:  # What was there before is worth more.
-        raise TrainerError(f"none of the {len(skipped)} slides of {split} could be scored, the first: {skipped[0][1]}")
-    return _write_all(job, split, scores, dict(skipped))
+    return _write_all(job, split, *_score_some(job, split, tick))
+
+
+def keep_scores(job: Job, split: str, tick: Tick) -> list[str]:
+    """Scores a split into `scores.parquet` and writes nothing else; returns why slides were skipped.
+
+    Raises:
+        TrainerError: as `score_anew`.
+    """
+    scores, skipped = _score_some(job, split, tick)
+    write_scores(job.run, split, scores, job.cohort, epoch=read_best_state(job.run).get("epoch"))
+    return list(skipped.values())
 
 
 def draw_one_heatmap(run: Path, slide_id: str, manifests: Path | None) -> dict[str, Any]:
@@ -85,6 +90,15 @@ def score_alone(job: Job, split: str, tick: Tick) -> tuple[list[Score], list[tup
     return score_split(_load_alone(job), job, split, tick)
 
 
+def _score_some(job: Job, split: str, tick: Tick) -> tuple[list[Score], dict[str, str]]:
+    if not job.cohort.of(split):
+        raise TrainerError(f"{job.run}: no slides in the split {split!r}")
+    scores, skipped = score_alone(job, split, tick)
+    if not scores:  # What was there before is worth more.
+        raise TrainerError(f"none of the {len(skipped)} slides of {split} could be scored, the first: {skipped[0][1]}")
+    return scores, dict(skipped)
+
+
 def _load_alone(job: Job) -> Engine:
     """Both halves of the run's chosen checkpoint, in this process."""
     checkpoint = chosen_checkpoint(job.run)
@@ -98,8 +112,8 @@ def _load_alone(job: Job) -> Engine:
 
 
 def _write_all(job: Job, split: str, scores: list[Score], skipped: dict[str, str]) -> dict[str, Any]:
-    result = write_scores(job.run, split, scores, job.cohort)
     best, cohort = read_best_state(job.run), job.cohort
+    result = write_scores(job.run, split, scores, cohort, epoch=best.get("epoch"))
     result |= {
         "val_auc": None,
         **{name: value for name, value in best.items() if name.startswith("val_")},

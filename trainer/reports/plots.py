@@ -5,10 +5,11 @@ with pyplot, so that nothing is kept open. One thing to know before changing it:
 it takes the page's font and its colours from CSS variables (`--series-1` …), so one picture suits light and dark.
 """
 
+import contextlib
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -233,6 +234,13 @@ def heatmap_card(thumbnail: NDArray[np.uint8], heatmap: NDArray[np.uint8], mpp_t
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=140, facecolor="white", metadata={"Software": None})
         return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def styled_figure(xlabel: str, ylabel: str) -> Iterator[tuple[Figure, Axes]]:
+    """A square figure in the report's style, for pictures that are drawn elsewhere."""
+    with mpl.rc_context(_STYLE):
+        yield _figure(xlabel, ylabel, size=_SQUARE)
 
 
 def _figure(xlabel: str, ylabel: str, *, size: tuple[float, float] = _WIDE) -> tuple[Figure, Axes]:
