@@ -29,7 +29,11 @@ COMMANDS = {
     "serve": ("services.cli", "Serve", "answer tile coordinate queries over HTTP"),
     "splits": ("trainer.splits.cli", "Splits", "draw splits by patient: cross-validation for train --split"),
     "train": ("trainer.cli", "Train", "train a recipe on whole slides, end to end"),
-    "evaluate": ("trainer.cli", "Evaluate", "score a run's slides: AUC with its interval, ROC, report"),
+    "evaluate": (
+        "trainer.evaluation.cli",
+        "Evaluate",
+        "score a run's slides: measures, intervals, subgroups, pictures",
+    ),
     "heatmap": ("trainer.heatmaps.cli", "Heatmap", "where a run looks in slides, and what each tile adds"),
     "verify": ("trainer.cli", "Verify", "show that ranks and virtual ranks give one process's gradients"),
     "plan": ("trainer.planning.cli", "Plan", "what a job would take: memory, seconds of a slide, where scaling ends"),

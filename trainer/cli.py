@@ -1,4 +1,4 @@
-"""The trainer's commands: train, evaluate, verify."""
+"""The trainer's commands: train and verify. Others have packages of their own."""
 
 import json
 import sys
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
-from tiler.progress import LOG_EVERY_S, Counter, progress_bar
+from tiler.progress import Counter, progress_bar
 from trainer.config import RunConfig
 from trainer.errors import TrainerError
+from trainer.phases import Phases, silent
 from trainer.recipes import RECIPES, get_recipe
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Train:
         comm.barrier()
         with (
             progress_bar() as bar,
-            closing(Loop(open_run(self.out), comm, _Tick(bar) if comm.is_main else _silent)) as loop,
+            closing(Loop(open_run(self.out), comm, Phases(bar) if comm.is_main else silent)) as loop,
         ):
             loop.run()
             return conclude(loop)
@@ -151,26 +151,6 @@ class Train:
         """The command line of a rank; everything that matters is in `config.yaml` by now."""
         paths = {"--manifests": self.manifests, "--labels": self.labels, "--out": self.out}
         return [self.config.recipe, *(str(word) for pair in paths.items() for word in pair), "--resume"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Score a split of a run with its best checkpoint: AUC or R2, its interval; for the test slides the report anew."""
-
-    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """The run's folder."""
-    split: Literal["train", "val", "test"] = "test"
-    """Which slides."""
-    manifests: Path | None = None
-    """The manifests folder, if it is not where it was."""
-
-    def run(self) -> tuple[dict[str, Any], int]:
-        from trainer.memory import full_memory_told
-        from trainer.outcome import evaluate
-
-        with progress_bar() as bar, full_memory_told():
-            result = evaluate(self.run_folder, self.split, self.manifests, _Tick(bar))
-        return result, 1 if result["num_skipped"] else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,33 +221,6 @@ class Verify:
                 partial.write_bytes(plot_errors(results))
             summary["plot"] = str(self.plot)
         return summary, int(not summary["holds"])
-
-
-class _Tick:
-    """Progress of a run by its phases (an epoch, a validation): a bar for each, or in a log a line now and then."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._tasks: dict[str, TaskID] = {}
-        self._num_done, self._told = 0, time.monotonic()
-
-    def __call__(self, *, doing: str, total: int, about: str = "", note: str = "") -> None:
-        if note:
-            print(note, file=sys.stderr) if self._bar.disable else self._bar.console.print(note)
-        if doing not in self._tasks:
-            for task in self._tasks.values():
-                self._bar.remove_task(task)
-            self._tasks, self._num_done = {doing: self._bar.add_task(doing, total=total)}, 0
-        self._num_done += 1
-        self._bar.update(self._tasks[doing], advance=1, description=f"{doing} {about}".strip())
-        is_due = time.monotonic() - self._told > LOG_EVERY_S or self._num_done == total
-        if self._bar.disable and is_due:
-            self._told = time.monotonic()
-            print(f"{doing}: {self._num_done}/{total} {about}".rstrip(), file=sys.stderr, flush=True)
-
-
-def _silent(*, doing: str, total: int, about: str = "", note: str = "") -> None:
-    """The progress of ranks that do not speak."""
 
 
 def _saved_config(arguments: Sequence[str]) -> RunConfig | None:

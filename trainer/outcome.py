@@ -1,6 +1,5 @@
 """After the last epoch: the test slides scored, a heatmap, the result and the report."""
 
-from pathlib import Path
 from typing import Any
 
 from manifests.errors import SlidegradError
@@ -12,7 +11,6 @@ from trainer.job import Job
 from trainer.loop import Loop
 from trainer.measures.merits import MERITS
 from trainer.model import export_weights, load_alone
-from trainer.prepare import open_run
 from trainer.reports.report import write_report
 from trainer.scoring import Score, Tick, score_split, write_result, write_scores
 
@@ -31,19 +29,24 @@ def conclude(loop: Loop) -> dict[str, Any]:
     return _write_all(job, "test", scores, {**loop.standing.skipped, **dict(skipped)})
 
 
-def evaluate(run: Path, split: str, manifests: Path | None, tick: Tick) -> dict[str, Any]:
+def score_anew(job: Job, split: str, tick: Tick) -> dict[str, Any]:
     """Scores a split of a run in this process and writes scores and result, and for the test slides the report, anew.
 
     Raises:
-        TrainerError: no run, no checkpoint, or no slides in the split.
+        TrainerError: no checkpoint, no slides in the split, or none that could be scored.
     """
-    job = open_run(run, manifests)
-    if not job.cohort.of(split):
-        raise TrainerError(f"{run}: no slides in the split {split!r}")
-    scores, skipped = score_alone(job, split, tick)
-    if not scores:  # What was there before is worth more.
-        raise TrainerError(f"none of the {len(skipped)} slides of {split} could be scored, the first: {skipped[0][1]}")
-    return _write_all(job, split, scores, dict(skipped))
+    return _write_all(job, split, *_score_some(job, split, tick))
+
+
+def keep_scores(job: Job, split: str, tick: Tick) -> list[str]:
+    """Scores a split into `scores.parquet` and writes nothing else; returns why slides were skipped.
+
+    Raises:
+        TrainerError: as `score_anew`.
+    """
+    scores, skipped = _score_some(job, split, tick)
+    write_scores(job.run, split, scores, job.cohort, epoch=read_best_state(job.run).get("epoch"))
+    return list(skipped.values())
 
 
 def score_alone(job: Job, split: str, tick: Tick) -> tuple[list[Score], list[tuple[str, str]]]:
@@ -51,9 +54,18 @@ def score_alone(job: Job, split: str, tick: Tick) -> tuple[list[Score], list[tup
     return score_split(load_alone(job, chosen_checkpoint(job.run)), job, split, tick)
 
 
+def _score_some(job: Job, split: str, tick: Tick) -> tuple[list[Score], dict[str, str]]:
+    if not job.cohort.of(split):
+        raise TrainerError(f"{job.run}: no slides in the split {split!r}")
+    scores, skipped = score_alone(job, split, tick)
+    if not scores:  # What was there before is worth more.
+        raise TrainerError(f"none of the {len(skipped)} slides of {split} could be scored, the first: {skipped[0][1]}")
+    return scores, dict(skipped)
+
+
 def _write_all(job: Job, split: str, scores: list[Score], skipped: dict[str, str]) -> dict[str, Any]:
-    result = write_scores(job.run, split, scores, job.cohort)
     best, cohort = read_best_state(job.run), job.cohort
+    result = write_scores(job.run, split, scores, cohort, epoch=best.get("epoch"))
     result |= {
         "val_auc": None,
         **{name: value for name, value in best.items() if name.startswith("val_")},

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from manifests.files import atomic_path, write_text
+from manifests.parse import METADATA_KEY
 from trainer.cohort import Cohort
 from trainer.job import Job
 from trainer.loading.loader import TileLoader
@@ -95,8 +96,12 @@ def split_merit(scores: list[Score], cohort: Cohort) -> tuple[str, float]:
     return find_merit(cohort.task, *_truth_and_found(scores, cohort))
 
 
-def write_scores(run: Path, split: str, scores: list[Score], cohort: Cohort) -> dict[str, Any]:
+def write_scores(
+    run: Path, split: str, scores: list[Score], cohort: Cohort, *, epoch: int | None = None
+) -> dict[str, Any]:
     """Puts a split's scores into `scores.parquet`, and returns the result: measures, 95 % intervals, counts.
+
+    The file's metadata say under "slidegrad" which epoch's checkpoint each split was scored with.
 
     Columns: slide_id, patient_id, split; and by task
         classes     label (the class's position), probs (of each class)
@@ -118,15 +123,24 @@ def write_scores(run: Path, split: str, scores: list[Score], cohort: Cohort) -> 
             ("patient_id", pa.string()),
             ("split", pa.string()),
             ("label", pa.int32()) if has_label else ("targets", pa.list_(pa.float64())),
-            (predicted, pa.list_(pa.float32() if predicted == "probs" else pa.float64())),
+            (predicted, pa.list_(pa.float64())),
         ]
     )
     file = run / "scores.parquet"
     others = [row for row in pq.read_table(file).to_pylist() if row["split"] != split] if file.exists() else []
+    about = {METADATA_KEY: json.dumps({"epochs": {**scored_epochs(file), split: epoch}})}
     with atomic_path(file) as partial:
-        pq.write_table(pa.Table.from_pylist([*others, *rows], schema=schema), partial)
-    measured = measure_all(cohort.task, cohort.outputs, *_truth_and_found(scores, cohort))
+        pq.write_table(pa.Table.from_pylist([*others, *rows], schema=schema.with_metadata(about)), partial)
+    patients = [cases[score.slide_id].patient_id for score in scores]
+    measured = measure_all(cohort.task, cohort.outputs, *_truth_and_found(scores, cohort), patients)
     return {**measured, "num_slides": len(rows), "split": split}
+
+
+def scored_epochs(file: Path) -> dict[str, int | None]:
+    """Split to the epoch whose checkpoint gave its scores in `scores.parquet`; what is not told is not in it."""
+    metadata = (pq.read_schema(file).metadata or {}) if file.exists() else {}
+    epochs: dict[str, int | None] = json.loads(metadata.get(METADATA_KEY, b"{}")).get("epochs", {})
+    return epochs
 
 
 def write_result(run: Path, result: dict[str, Any]) -> None:

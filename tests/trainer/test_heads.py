@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from trainer.aggregators import build_aggregator
 from trainer.checkpoint import list_checkpoints, read_best_state
-from trainer.cli import Evaluate, Train
+from trainer.cli import Train
 from trainer.cohort import Case, Cohort, Split
 from trainer.comm import Comm
 from trainer.config import Aggregator
 from trainer.config import Head as HeadConfig
 from trainer.errors import TrainerError
+from trainer.evaluation.cli import Evaluate
 from trainer.heads import Head
 from trainer.heatmaps.cli import Heatmap
 from trainer.journal import read_events

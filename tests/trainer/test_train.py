@@ -19,9 +19,10 @@ from manifests.errors import SlidegradError
 from tiler.archive import Job, tile_archive
 from tiler.config import TilerConfig
 from trainer.checkpoint import chosen_checkpoint, list_checkpoints, load_half
-from trainer.cli import Evaluate, Train
+from trainer.cli import Train
 from trainer.config import Encoder
 from trainer.encoders.encoder import build_encoder
+from trainer.evaluation.cli import Evaluate
 from trainer.heatmaps.cli import Heatmap
 from trainer.journal import read_events
 
@@ -171,6 +172,57 @@ def test_evaluate_scores_again_what_training_scored(finished: Path, tmp_path: Pa
     assert result["split"] == "val"
     assert json.loads((run / "result.json").read_text())["auc"] == before["auc"]
     assert {row["split"] for row in pq.read_table(run / "scores.parquet").to_pylist()} == {"test", "val"}
+
+
+@pytest.mark.slow
+def test_a_threshold_is_chosen_on_validation_slides_which_are_scored_once(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    result, code = Evaluate(run_folder=run, threshold=("youden",)).run()
+    assert code == 0
+    assert result == json.loads((run / "result.json").read_text())
+    assert (run / "evaluation/test_roc.png").exists()
+    (youden,) = result["levels"]["slides"]["thresholds"]
+    assert youden["chosen_on"] == "2 validation slides"
+    assert not (run / "result_val.json").exists()
+    assert "scoring val" in capfd.readouterr().err
+    again, _ = Evaluate(run_folder=run, threshold=("youden",)).run()
+    assert "scoring val" not in capfd.readouterr().err
+    assert again == result
+    kept, _ = Evaluate(run_folder=run, threshold=("youden",), scores=run / "scores.parquet").run()
+    assert kept["levels"] == result["levels"], "scores are kept to the last bit"
+    # As if training had gone on since: the validation scores are of an older checkpoint.
+    table = pq.read_table(run / "scores.parquet")
+    for split, flags in {"val": {}, "test": {"scores": run / "scores.parquet"}}.items():
+        about = {b"slidegrad": json.dumps({"epochs": {split: 7}}).encode()}
+        pq.write_table(table.replace_schema_metadata(about), run / "scores.parquet")
+        if not flags:
+            Evaluate(run_folder=run, threshold=("youden",)).run()
+            assert "scoring val" in capfd.readouterr().err
+            continue
+        with pytest.raises(SlidegradError, match="of an older checkpoint; score anew, without --scores"):
+            Evaluate(run_folder=run, **flags).run()
+
+
+def test_test_slides_of_one_class_end_no_training_but_are_not_evaluated(
+    small_manifests: Path, labels: Path, tmp_path: Path
+) -> None:
+    rows = list(csv.DictReader(labels.open()))
+    test = [row["slide_id"] for row in rows if row["label"] == "0"][:2]
+    file = tmp_path / "labels.csv"
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["slide_id", "label", "split"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({**row, "split": "test" if row["slide_id"] in test else "train"} for row in rows)
+    result = train(small_manifests, file, tmp_path / "run", "--optim.epochs", "1", "--tiles.k", "8")
+    assert (result["auc"], result["num_slides"]) == (None, 2)
+    before = (tmp_path / "run/scores.parquet").read_bytes()
+    with pytest.raises(SlidegradError, match=r"the 2 slides of test are of one class \(0\)") as caught:
+        Evaluate(run_folder=tmp_path / "run").run()
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "run/scores.parquet").read_bytes() == before
 
 
 def test_manifests_that_were_tiled_anew_are_refused(finished: Path, small_cohort: Path, tmp_path: Path) -> None:

@@ -1,20 +1,18 @@
-"""Agreement of predicted numbers with true ones: R2 with an interval, mean error, rank correlation.
+"""Agreement of predicted numbers with true ones: R2, mean error, rank correlation, with intervals.
 
 Pure arithmetic, as `statistics` is for classes. One thing to know before changing it: R2 measures against the mean of
 the *scored* slides' truth, so it is comparable between models on the same slides, not between sets of slides.
 """
 
-import warnings
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.stats import DegenerateDataWarning, bootstrap, spearmanr
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, r2_score
 
+from trainer.measures.resampling import NUM_REPLICATES, Counts, draw_counts, tails
 from trainer.measures.statistics import Floats, Interval
-
-_NUMBERS_PER_BATCH = 4_000_000
-"""Replicates are drawn in batches of this many numbers, 32 MB a table."""
 
 
 def r2(truth: ArrayLike, predicted: ArrayLike) -> float:
@@ -47,43 +45,112 @@ def spearman(truth: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def bootstrap_r2(
-    truth: ArrayLike, predicted: ArrayLike, *, num_replicates: int = 2000, seed: int = 0, confidence: float = 0.95
+    truth: ArrayLike,
+    predicted: ArrayLike,
+    *,
+    clusters: ArrayLike | None = None,
+    num_replicates: int = NUM_REPLICATES,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> Interval:
-    """Percentile interval of `r2` by drawing slides with replacement.
+    """Percentile interval of `r2` by drawing slides, or patients, with replacement: as `bootstrap_agreement` has it."""
+    drawn = bootstrap_agreement(
+        truth, predicted, clusters=clusters, num_replicates=num_replicates, seed=seed, confidence=confidence
+    )
+    return drawn["r2"]
+
+
+def bootstrap_agreement(
+    truth: ArrayLike,
+    predicted: ArrayLike,
+    *,
+    clusters: ArrayLike | None = None,
+    num_replicates: int = NUM_REPLICATES,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> dict[str, Interval]:
+    """Percentile intervals of `r2`, `mae` and `spearman`, from the same replicates.
 
     Args:
         truth: numbers, (n,).
         predicted: in the same unit, (n,).
+        clusters: the patient of each slide, (n,), where patients are to be drawn (`resampling.draw_counts`).
         num_replicates: bootstrap replicates.
         seed: equal seeds give equal intervals.
         confidence: share of replicates inside, 0 to 1.
 
     Returns:
-        The interval; NaN where `r2` is NaN, or where it is in a replicate: then there are too few slides.
+        The intervals; NaN where the measure is NaN, or where it is in a replicate: then there are too few slides.
     """
     truth_n, predicted_n = _numbers(truth, predicted)
+    tails(num_replicates, confidence)
     if not _has_spread(truth_n, predicted_n):
-        return Interval(float("nan"), float("nan"))
+        return dict.fromkeys(("r2", "mae", "spearman"), Interval(float("nan"), float("nan")))
+    values = replicate_agreement(truth_n, predicted_n, clusters, num_replicates, seed)
+    ends = tails(num_replicates, confidence)
+    return {name: Interval(*map(float, np.quantile(value_r, ends))) for name, value_r in values.items()}
 
-    def of_rows(truth_rn: Floats, predicted_rn: Floats, axis: int) -> Floats:
-        residual = ((truth_rn - predicted_rn) ** 2).sum(axis)
-        total = ((truth_rn - truth_rn.mean(axis, keepdims=True)) ** 2).sum(axis)
-        return np.asarray(1 - residual / np.where(np.ptp(truth_rn, axis) > 0, total, np.nan), np.float64)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # NaN says it.
-        found = bootstrap(
-            (truth_n, predicted_n),
-            of_rows,
-            paired=True,
-            vectorized=True,
-            n_resamples=num_replicates,
-            batch=max(1, _NUMBERS_PER_BATCH // len(truth_n)),
-            confidence_level=confidence,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    return Interval(float(found.low), float(found.high))
+def replicate_agreement(
+    truth_n: Floats,
+    predicted_n: Floats,
+    clusters: ArrayLike | None = None,
+    num_replicates: int = NUM_REPLICATES,
+    seed: int = 0,
+) -> dict[str, Floats]:
+    """`r2`, `mae` and `spearman` in each replicate, (replicates,); NaN where a replicate has one value only."""
+    error_n, centred_n = truth_n - predicted_n, truth_n - truth_n.mean()
+    ranks = _Ranks.of(truth_n), _Ranks.of(predicted_n)
+    found: dict[str, list[Floats]] = {"r2": [], "mae": [], "spearman": []}
+    strata = np.zeros(len(truth_n), np.int64)
+    for counts_rn in draw_counts(strata, num_replicates=num_replicates, seed=seed, clusters=clusters):
+        num_r = counts_rn.sum(1)
+        has_spread = _spread(counts_rn, truth_n) > 0
+        total_r = counts_rn @ centred_n**2 - (counts_rn @ centred_n) ** 2 / num_r
+        found["r2"].append(1 - counts_rn @ error_n**2 / np.where(has_spread, total_r, np.nan))
+        found["mae"].append(counts_rn @ np.abs(error_n) / num_r)
+        has_both = has_spread & (_spread(counts_rn, predicted_n) > 0)
+        correlation = _correlation(counts_rn, *(rank.gather(counts_rn) for rank in ranks))
+        found["spearman"].append(np.where(has_both, correlation, np.nan))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+class _Ranks(NamedTuple):
+    """The order of numbers, lowest first, and which distinct number each is."""
+
+    order_n: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    level_n: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values_n: Floats) -> "_Ranks":
+        order_n = np.argsort(values_n, kind="stable")
+        sorted_n = values_n[order_n]
+        starts = np.flatnonzero(np.append(True, sorted_n[1:] != sorted_n[:-1]))
+        return cls(order_n, starts, np.unique(values_n, return_inverse=True)[1])
+
+    def gather(self, counts_rn: Counts) -> Floats:
+        """The midrank of each slide in each replicate, (r, n), from 0."""
+        counts_rl = np.add.reduceat(counts_rn[:, self.order_n], self.starts, axis=1)
+        return np.asarray((np.cumsum(counts_rl, axis=1) - counts_rl / 2)[:, self.level_n], np.float64)
+
+
+def _correlation(counts_rn: Counts, x_rn: Floats, y_rn: Floats) -> Floats:
+    """Pearson's correlation of each row, each slide as often as it counts."""
+    num_r1 = counts_rn.sum(1, keepdims=True)
+    for values_rn in (x_rn, y_rn):
+        values_rn -= (counts_rn * values_rn).sum(1, keepdims=True) / num_r1
+    together, of_x, of_y = ((counts_rn * a * b).sum(1) for a, b in ((x_rn, y_rn), (x_rn, x_rn), (y_rn, y_rn)))
+    size = np.sqrt(of_x * of_y)
+    return np.asarray(together / np.where(size > 0, size, np.nan), np.float64)
+
+
+def _spread(counts_rn: Counts, values_n: Floats) -> Floats:
+    """Highest less lowest of the values that count in each row."""
+    is_drawn = counts_rn > 0
+    return np.asarray(
+        np.where(is_drawn, values_n, -np.inf).max(1) - np.where(is_drawn, values_n, np.inf).min(1), np.float64
+    )
 
 
 def _numbers(truth: ArrayLike, predicted: ArrayLike) -> tuple[Floats, Floats]:

@@ -1,8 +1,8 @@
 """Area under the ROC curve with an interval: how well scores order slides, and how sure one may be of it.
 
 Pure arithmetic on labels and scores; knows no slide, run or picture. One thing to know before changing it: the interval
-of the AUC and the band of the ROC come from the same replicates (`_replicates`), so that report and result never
-disagree. Slides are the unit that is drawn: where patients have several slides, the interval is too narrow.
+of the AUC and the band of the ROC come from the same replicates (`replicates`), so that report and result never
+disagree. What is drawn is said by `resampling`: slides, or patients where `clusters` names them.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from trainer.measures.resampling import NUM_REPLICATES, Counts, draw_counts, percentiles, tails
+
 Floats = NDArray[np.float64]
 T = TypeVar("T")
-_COUNTS_PER_CHUNK = 4_000_000
-"""Replicates are drawn in chunks of this many counts, 32 MB a table."""
 
 
 class Interval(NamedTuple):
@@ -49,15 +49,21 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> float:
     Raises:
         ValueError: labels other than 0 and 1, or not as many scores as labels.
     """
-    labels_n, scores_n = _checked(labels, scores)
-    if not _has_auc(labels_n, scores_n):
+    labels_n, scores_n = checked(labels, scores)
+    if not has_auc(labels_n, scores_n):
         return float("nan")
     # By order alone, as scikit-learn takes no infinite score.
     return float(roc_auc_score(labels_n, np.unique(scores_n, return_inverse=True)[1]))
 
 
 def bootstrap_auc(
-    labels: ArrayLike, scores: ArrayLike, *, num_replicates: int = 2000, seed: int = 0, confidence: float = 0.95
+    labels: ArrayLike,
+    scores: ArrayLike,
+    *,
+    clusters: ArrayLike | None = None,
+    num_replicates: int = NUM_REPLICATES,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> Interval:
     """Percentile interval of the AUC by stratified bootstrap: positives and negatives are drawn apart.
 
@@ -68,31 +74,31 @@ def bootstrap_auc(
     Args:
         labels: 0 or 1, (n,).
         scores: higher means more likely 1, (n,).
+        clusters: the patient of each slide, (n,), where patients are to be drawn (`resampling.draw_counts`).
         num_replicates: bootstrap replicates.
         seed: equal seeds give equal intervals.
         confidence: share of replicates inside, 0 to 1.
 
     Returns:
-        The interval; NaN where `auc` is NaN.
+        The interval; NaN where `auc` is NaN, or where too few patients make it so in many replicates.
 
     Raises:
         ValueError: as `auc`; or a confidence that is not between 0 and 1, or no replicates.
     """
-    labels_n, scores_n = _checked(labels, scores)
-    tails = _tails(num_replicates, confidence)
-    if not _has_auc(labels_n, scores_n):
+    labels_n, scores_n = checked(labels, scores)
+    tails(num_replicates, confidence)
+    if not has_auc(labels_n, scores_n):
         return Interval(float("nan"), float("nan"))
-    low, high = np.quantile(
-        np.concatenate([_auc_of_counts(p, n) for p, n in _replicates(labels_n, scores_n, num_replicates, seed)]), tails
-    )
-    return Interval(float(low), float(high))
+    drawn = replicates(labels_n, scores_n, num_replicates, seed, clusters)
+    return Interval(*percentiles(np.concatenate([auc_of_counts(p, n) for p, n in drawn]), confidence))
 
 
 def roc_band(
     labels: ArrayLike,
     scores: ArrayLike,
     *,
-    num_replicates: int = 2000,
+    clusters: ArrayLike | None = None,
+    num_replicates: int = NUM_REPLICATES,
     seed: int = 0,
     confidence: float = 0.95,
     num_points: int = 1001,
@@ -104,6 +110,7 @@ def roc_band(
     Args:
         labels: 0 or 1, (n,).
         scores: higher means more likely 1, (n,).
+        clusters: as in `bootstrap_auc`.
         num_replicates: bootstrap replicates.
         seed: as in `bootstrap_auc`.
         confidence: share of replicates inside, at each false-positive rate.
@@ -115,19 +122,20 @@ def roc_band(
     Raises:
         ValueError: as `bootstrap_auc`.
     """
-    labels_n, scores_n = _checked(labels, scores)
-    tails = _tails(num_replicates, confidence)
+    labels_n, scores_n = checked(labels, scores)
+    ends = tails(num_replicates, confidence)
     grid = np.linspace(0.0, 1.0, num_points)
-    if not _has_auc(labels_n, scores_n):
+    if not has_auc(labels_n, scores_n):
         return RocBand(grid, *(np.full(num_points, np.nan) for _ in range(3)))
     order = np.unique(scores_n, return_inverse=True)[1]
     fpr, tpr, _ = roc_curve(labels_n, order, drop_intermediate=False)
     curves = [
         np.interp(grid, np.append(0.0, f), np.append(0.0, t))
-        for positives, negatives in _replicates(labels_n, scores_n, num_replicates, seed)
+        for positives, negatives in replicates(labels_n, scores_n, num_replicates, seed, clusters)
         for f, t in zip(_rates(negatives), _rates(positives), strict=True)
+        if np.isfinite(f[-1] + t[-1])  # Both classes were drawn.
     ]
-    low, high = np.quantile(np.stack(curves), tails, axis=0)
+    low, high = np.quantile(np.stack(curves), ends, axis=0)
     return RocBand(grid, np.interp(grid, fpr, tpr), low, high)
 
 
@@ -176,7 +184,8 @@ def mean_known(values: ArrayLike) -> float:
     return float(np.nanmean(values_n)) if not np.isnan(values_n).all() else float("nan")
 
 
-def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
+def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
+    """Labels, (n,), and scores, (n,), as arrays; ValueError as `auc`."""
     labels_n, scores_n = np.asarray(labels), np.asarray(scores, np.float64)
     if labels_n.ndim != 1 or labels_n.shape != scores_n.shape:
         raise ValueError(f"labels of shape {labels_n.shape} and scores of shape {scores_n.shape}, expected (n,) both")
@@ -185,50 +194,59 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], F
     return labels_n.astype(bool), scores_n
 
 
-def _has_auc(labels_n: NDArray[np.bool_], scores_n: Floats) -> bool:
+def has_auc(labels_n: NDArray[np.bool_], scores_n: Floats) -> bool:
+    """Both classes are there, and all scores are numbers."""
     return bool(labels_n.any() and not labels_n.all() and not np.isnan(scores_n).any())
 
 
-def _tails(num_replicates: int, confidence: float) -> tuple[float, float]:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence {confidence}, expected between 0 and 1")
-    if num_replicates < 1:
-        raise ValueError(f"num_replicates {num_replicates}, expected 1 or more")
-    return (1 - confidence) / 2, (1 + confidence) / 2
-
-
-def _replicates(
-    labels_n: NDArray[np.bool_], scores_n: Floats, num_replicates: int, seed: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Bootstrap replicates as counts per distinct score, highest score first, in chunks.
-
-    To draw n slides with replacement is to draw a multinomial of how often each score occurs. No replicate is sorted.
+def replicates(
+    labels_n: NDArray[np.bool_], scores_n: Floats, num_replicates: int, seed: int, clusters: ArrayLike | None = None
+) -> Iterator[tuple[Counts, Counts]]:
+    """Bootstrap replicates as counts per distinct score, highest score first, in chunks. No replicate is sorted.
 
     Yields:
         Counts of positives and of negatives, each (replicates in the chunk, distinct scores).
     """
-    level_n = np.unique(-scores_n, return_inverse=True)[1]
-    num_levels = int(level_n.max()) + 1
-    # A generator for each class: what is drawn does not depend on the size of the chunks.
-    rngs = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2)]
-    strata = [np.bincount(level_n[mask], minlength=num_levels) for mask in (labels_n, ~labels_n)]
-    chunk = max(1, _COUNTS_PER_CHUNK // num_levels)
-    for start in range(0, num_replicates, chunk):
-        size = min(chunk, num_replicates - start)
-        positives, negatives = (
-            rng.multinomial(count.sum(), count / count.sum(), size=size)
-            for rng, count in zip(rngs, strata, strict=True)
-        )
-        yield positives, negatives
+    levels = Levels.of(labels_n, scores_n)
+    for counts_rn in draw_counts(labels_n, num_replicates=num_replicates, seed=seed, clusters=clusters):
+        yield levels.gather(counts_rn)
 
 
-def _auc_of_counts(positives: NDArray[np.int64], negatives: NDArray[np.int64]) -> Floats:
-    """AUC of each row: negatives below each positive, and half of those level with it."""
+class Levels(NamedTuple):
+    """The slides in the order of their scores, highest first, and where each distinct score begins."""
+
+    order_n: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    is_positive_n: NDArray[np.bool_]
+    """In that order."""
+
+    @classmethod
+    def of(cls, labels_n: NDArray[np.bool_], scores_n: Floats) -> "Levels":
+        """Of labels and scores, (n,) each."""
+        order_n = np.argsort(-scores_n, kind="stable")
+        sorted_n = scores_n[order_n]
+        starts = np.flatnonzero(np.append(True, sorted_n[1:] != sorted_n[:-1]))
+        return cls(order_n, starts, labels_n[order_n])
+
+    def gather(self, counts_rn: Counts) -> tuple[Counts, Counts]:
+        """From counts of slides to counts of positives and of negatives at each distinct score."""
+        sorted_rn = counts_rn[:, self.order_n]
+        positives_rn = sorted_rn * self.is_positive_n
+        negatives_rn = sorted_rn - positives_rn
+        if len(self.starts) == len(self.order_n):
+            return positives_rn, negatives_rn
+        return np.add.reduceat(positives_rn, self.starts, axis=1), np.add.reduceat(negatives_rn, self.starts, axis=1)
+
+
+def auc_of_counts(positives: Counts, negatives: Counts) -> Floats:
+    """AUC of each row: negatives below each positive, and half of those level with it; NaN without one of the two."""
     num_negatives = negatives.sum(1, keepdims=True)
     below = num_negatives - np.cumsum(negatives, axis=1) + negatives / 2
-    return np.asarray((positives * below).sum(1) / (positives.sum(1) * num_negatives[:, 0]), np.float64)
+    num_pairs = positives.sum(1) * num_negatives[:, 0]
+    return np.asarray((positives * below).sum(1) / np.where(num_pairs > 0, num_pairs, np.nan), np.float64)
 
 
-def _rates(counts: NDArray[np.int64]) -> Floats:
+def _rates(counts: Counts) -> Floats:
     """Share of each row's slides at or above each score."""
-    return np.asarray(np.cumsum(counts, axis=1) / counts.sum(1, keepdims=True), np.float64)
+    totals = counts.sum(1, keepdims=True)
+    return np.asarray(np.cumsum(counts, axis=1) / np.where(totals > 0, totals, np.nan), np.float64)

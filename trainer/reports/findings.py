@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.measures.agreement import bootstrap_r2, mean_error, r2, spearman
+from trainer.measures.resampling import clusters_of
 from trainer.measures.statistics import Interval, auc, bootstrap_auc, roc_band
 from trainer.reports import plots
 from trainer.reports.runlog import Scores
@@ -55,6 +56,8 @@ class Question:
     """0 or 1, (n,)."""
     scores: NDArray[np.float64]
     """Probability of 1, (n,)."""
+    clusters: NDArray[np.int64] | None
+    """The patient of each slide, (n,); None where each has one slide."""
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -100,6 +103,7 @@ def questions_of(scores: Scores) -> list[Question]:
                     slide_ids=[scores.slide_ids[i] for i in known],
                     labels=truth[known].astype(np.int64),
                     scores=probs[known],
+                    clusters=clusters_of([scores.patients[i] for i in known]),
                 )
             )
         return questions
@@ -113,6 +117,7 @@ def questions_of(scores: Scores) -> list[Question]:
                 slide_ids=scores.slide_ids,
                 labels=(scores.targets[:, 0] == position).astype(np.int64),
                 scores=scores.predictions[:, position],
+                clusters=clusters_of(scores.patients),
             )
         )
     return questions
@@ -156,7 +161,8 @@ def _table_of_questions(questions: list[Question], kind: str) -> Table:
     for question in questions:
         num_negative, num_positive = map(str, question.counts)
         counts = (num_positive,) if is_class else (num_positive, num_negative)
-        value, interval = auc(question.labels, question.scores), bootstrap_auc(question.labels, question.scores)
+        value = auc(question.labels, question.scores)
+        interval = bootstrap_auc(question.labels, question.scores, clusters=question.clusters)
         rows.append((question.name, *counts, decimals(value), _range(interval)))
     header = ("Class", "Slides") if is_class else ("Column", "Slides with 1", "Slides with 0")
     title = "Each class against the rest" if is_class else "Each column"
@@ -164,11 +170,12 @@ def _table_of_questions(questions: list[Question], kind: str) -> Table:
 
 
 def _figures_of_question(question: Question) -> list[Figure]:
-    labels, found = question.labels, question.scores
+    labels, found, clusters = question.labels, question.scores, question.clusters
     is_drawn = not np.isnan(found).any()
     roc = ""
     if is_drawn and min(question.counts):
-        roc = plots.roc(roc_band(labels, found), auc(labels, found), bootstrap_auc(labels, found))
+        interval = bootstrap_auc(labels, found, clusters=clusters)
+        roc = plots.roc(roc_band(labels, found, clusters=clusters), auc(labels, found), interval)
     return [
         Figure(
             "ROC curve",
@@ -230,7 +237,8 @@ def _of_numbers(scores: Scores) -> Findings:
         known = ~np.isnan(truth)
         truth, predicted = truth[known], predicted[known]
         error, correlation = significant(mean_error(truth, predicted)), decimals(spearman(truth, predicted))
-        interval = _range(bootstrap_r2(truth, predicted))
+        patients = [patient for patient, is_known in zip(scores.patients, known, strict=True) if is_known]
+        interval = _range(bootstrap_r2(truth, predicted, clusters=clusters_of(patients)))
         rows.append((name, str(len(truth)), decimals(r2(truth, predicted)), interval, error, correlation))
         if len(scores.names) <= _MAX_PICTURES:
             is_drawn = len(truth) and np.isfinite(predicted).all()

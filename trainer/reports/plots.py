@@ -5,10 +5,11 @@ with pyplot, so that nothing is kept open. One thing to know before changing it:
 it takes the page's font and its colours from CSS variables (`--series-1` …), so one picture suits light and dark.
 """
 
+import contextlib
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -205,6 +206,13 @@ def score_distribution(labels: ArrayLike, scores: ArrayLike, *, names: Sequence[
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         return _svg(figure, "scores", "Distribution of scores by class; the upright line is the median")
+
+
+@contextlib.contextmanager
+def styled_figure(xlabel: str, ylabel: str) -> Iterator[tuple[Figure, Axes]]:
+    """A square figure in the report's style, for pictures that are drawn elsewhere."""
+    with mpl.rc_context(_STYLE):
+        yield _figure(xlabel, ylabel, size=_SQUARE)
 
 
 def _figure(xlabel: str, ylabel: str, *, size: tuple[float, float] = _WIDE) -> tuple[Figure, Axes]:

@@ -84,7 +84,8 @@ def write_report(run: Path) -> Path:
 def _headline(result: Mapping[str, Any], scores: Scores | None, merit: str) -> dict[str, Any] | None:
     """The measure that counts: from `result.json`, else from the scores; None if there is none."""
     if not _is_number(result.get(merit)) and scores:
-        measured = measure_all(scores.task, tuple(scores.names), scores.targets, scores.predictions)
+        names = tuple(scores.names)
+        measured = measure_all(scores.task, names, scores.targets, scores.predictions, scores.patients)
         result = {"num_slides": len(scores.slide_ids), **result, **measured, "split": scores.split}
     if not _is_number(result.get(merit)):
         return None
@@ -227,10 +228,10 @@ def _notes(log: RunLog, scores: Scores | None, findings: Findings) -> list[str]:
         )
     if np.isnan(scores.predictions).any():
         notes.append("Some scores are not numbers: the model diverged.")
-    if scores.num_patients < len(scores.slide_ids):
+    if (num_patients := len(set(scores.patients))) < len(scores.slide_ids):
         notes.append(
-            f"{len(scores.slide_ids)} slides come from {scores.num_patients} patients. The interval takes slides as "
-            "independent, so it may be too narrow."
+            f"{len(scores.slide_ids)} slides come from {num_patients} patients. Intervals are drawn by patients, as "
+            "slides of one patient are alike; slidegrad evaluate tells what is found for patients."
         )
     return notes + findings.notes
 

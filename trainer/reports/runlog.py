@@ -51,7 +51,8 @@ class Scores:
 
     split: str
     slide_ids: list[str]
-    num_patients: int
+    patients: list[str]
+    """Of each slide."""
     task: Task
     names: list[str]
     """Of the classes, or of the columns."""
@@ -118,7 +119,7 @@ def read_scores(run: Path, result: Mapping[str, Any]) -> Scores | None:
         return Scores(
             split=split,
             slide_ids=[row["slide_id"] for row in rows],
-            num_patients=len({row["patient_id"] for row in rows}),
+            patients=[row["patient_id"] for row in rows],
             task=task,
             names=["negative", "positive"] if task == "classes" and names == ["0", "1"] else names,
             targets=np.array([[row["label"]] if task == "classes" else row["targets"] for row in rows], np.float64),

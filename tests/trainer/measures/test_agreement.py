@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from trainer.measures.agreement import bootstrap_r2, mean_error, r2, spearman
+from trainer.measures.agreement import (
+    bootstrap_agreement,
+    bootstrap_r2,
+    mean_error,
+    r2,
+    replicate_agreement,
+    spearman,
+)
 
 
 def simulated(seed: int, num: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
@@ -77,3 +84,24 @@ def test_lengths_that_differ_are_refused() -> None:
     for measure in (r2, mean_error, spearman, bootstrap_r2):
         with pytest.raises(ValueError, match=r"expected \(n,\) both"):
             measure([1.0, 2.0], [1.0])
+
+
+def test_all_measures_of_a_replicate_are_those_of_the_slides_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, predicted = np.array([1.0, 2.0, 2.0, 5.0, 7.0]), np.array([1.5, 1.5, 3.0, 3.0, 9.0])
+    counts = np.array([[1, 1, 1, 1, 1], [0, 3, 0, 1, 1], [2, 0, 1, 2, 0]])
+    monkeypatch.setattr("trainer.measures.agreement.draw_counts", lambda *_, **__: iter([counts]))
+    found = replicate_agreement(truth, predicted)
+    for name, measure in {"r2": r2, "mae": mean_error, "spearman": spearman}.items():
+        expected = [measure(truth[rows], predicted[rows]) for rows in (np.repeat(np.arange(5), row) for row in counts)]
+        assert found[name] == pytest.approx(expected, abs=1e-9), name
+
+
+def test_where_patients_have_several_slides_they_are_drawn() -> None:
+    truth, predicted = (np.repeat(values, 3) for values in simulated(0, 40, noise=6))
+    alone, shared = (
+        bootstrap_agreement(truth, predicted),
+        bootstrap_agreement(truth, predicted, clusters=np.arange(120) // 3),
+    )
+    for name in ("r2", "mae", "spearman"):
+        assert shared[name].high - shared[name].low > 1.3 * (alone[name].high - alone[name].low)
+    assert bootstrap_r2(truth, predicted) == alone["r2"]

@@ -26,7 +26,19 @@ def test_more_classes_have_the_mean_over_them() -> None:
     labels, probs = RNG.integers(0, 3, 30), RNG.dirichlet(np.ones(3), 30)
     found = measure_all("classes", ("a", "b", "c"), labels[:, None].astype(float), probs)
     assert found["auc"] == round(macro_auc(labels, probs), 4)
-    assert found["auc_ci"] == [None, None]
+    low, high = found["auc_ci"]
+    assert 0 < low < found["auc"] < high < 1
+
+
+def test_patients_with_several_slides_are_what_is_drawn() -> None:
+    """Both slides of a patient are alike: half as much is known as if they were patients of their own."""
+    truth, probs = np.repeat(LABELS, 2, axis=0), np.repeat(PROBS, 2, axis=0)
+    alone = measure_all("classes", ("0", "1"), truth, probs)
+    shared = measure_all("classes", ("0", "1"), truth, probs, [f"p{i // 2}" for i in range(40)])
+    once = measure_all("classes", ("0", "1"), LABELS, PROBS, [f"p{i}" for i in range(20)])
+    assert [found["ci_by"] for found in (alone, shared, once)] == ["slides", "patients", "slides"]
+    assert shared["auc_ci"] == pytest.approx(once["auc_ci"], abs=0.02)
+    assert shared["auc_ci"][0] < alone["auc_ci"][0] - 0.01
 
 
 def test_columns_have_the_mean_of_those_defined_over_the_slides_that_are_known() -> None:

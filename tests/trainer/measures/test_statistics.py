@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from sklearn.metrics import roc_auc_score
 
-from trainer.measures import statistics
+from trainer.measures import resampling, statistics
 from trainer.measures.statistics import auc, bootstrap_auc, macro_auc, roc_band
 
 # Four pairs: 0.8 > 0.5, 0.8 > 0.2, 0.5 = 0.5, 0.5 > 0.2 give 1 + 1 + 1/2 + 1 of 4.
@@ -50,7 +50,7 @@ def test_counts_give_the_same_auc_as_scikit_learn(case: tuple[list[int], list[in
     labels, scores = np.array(case[0]), np.array(case[1])
     level = np.unique(-scores, return_inverse=True)[1]
     positives, negatives = (np.bincount(level[labels == c], minlength=level.max() + 1)[None] for c in (1, 0))
-    assert statistics._auc_of_counts(positives, negatives)[0] == pytest.approx(roc_auc_score(labels, scores))
+    assert statistics.auc_of_counts(positives, negatives)[0] == pytest.approx(roc_auc_score(labels, scores))
 
 
 @pytest.mark.parametrize("labels", [[1, 1, 1], [0, 0, 0]])
@@ -111,13 +111,13 @@ def test_seed_decides_and_chunks_do_not(monkeypatch: pytest.MonkeyPatch) -> None
     labels, scores = simulated(0, 15, 20, shift=0.7)
     whole = bootstrap_auc(labels, scores, seed=5)
     assert bootstrap_auc(labels, scores, seed=6) != whole
-    monkeypatch.setattr(statistics, "_COUNTS_PER_CHUNK", 1_000)
+    monkeypatch.setattr(resampling, "_COUNTS_PER_CHUNK", 1_000)
     assert bootstrap_auc(labels, scores, seed=5) == whole
 
 
 def test_classes_are_drawn_apart_and_whole() -> None:
     labels, scores = np.tile([0, 1], 20), np.arange(40)
-    ((positives, negatives),) = statistics._replicates(labels == 1, scores.astype(float), 100, seed=0)
+    ((positives, negatives),) = statistics.replicates(labels == 1, scores.astype(float), 100, seed=0)
     assert (positives.sum(1) == 20).all()
     assert (negatives.sum(1) == 20).all()
     # Highest score first: positives and negatives take turns. One generator for both would draw the same counts.
@@ -151,7 +151,7 @@ def test_band_by_hand() -> None:
     assert band.tpr.tolist() == [0.5, 0.75, 1, 1, 1]
 
 
-def test_band_and_interval_share_replicates() -> None:
+def test_band_and_interval_sharereplicates() -> None:
     labels, scores = simulated(0, 25, 25, shift=1.0)
     one = {"num_replicates": 1, "seed": 9}
     band, interval = roc_band(labels, scores, **one), bootstrap_auc(labels, scores, **one)
