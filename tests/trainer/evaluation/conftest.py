@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainer.cohort import SPLITS, Case, Cohort
+from trainer.cohort import Case, Cohort
 from trainer.config import Head, RunConfig
+from trainer.splits.grouping import SPLITS
 from trainer.targets import Task
 
 NAMES = {"multilabel": ("er", "pr"), "regression": ("score", "ki67")}
