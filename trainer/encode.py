@@ -76,13 +76,13 @@ class EncoderSide:
         error = ""
         for position, shard in enumerate(clock.watch(slide.shards)):
             error = error or shard.error
-            if error or not (len(shard.tiles_NHWC) or self._is_synced):
+            if error or not (shard.num_tiles or self._is_synced):
                 continue
             keep_graph = not self.is_frozen and (self.keep is None or position >= num_mine - self.keep)
             with torch.set_grad_enabled(keep_graph):
                 features_ND = self.encode(slide.plan, shard, moves_stats=True)
             assert stats is not None, "shards come to encoder ranks only"
-            stats.collect(len(shard.tiles_NHWC))
+            stats.collect(shard.num_tiles)
             is_held = slide.source is None and not keep_graph and not self.is_frozen
             passes.append(Pass(features_ND, shard.cells_N2, shard if is_held else None))
             del shard  # On a GPU, another's place.
@@ -115,14 +115,18 @@ class EncoderSide:
         passes, error = [], ""
         for shard in clock.watch(slide.shards):
             error = error or shard.error
-            if len(shard.tiles_NHWC) and not error:
-                tiles_NHWC = shard.tiles_NHWC.to(self.device, non_blocking=True)
-                features_ND = self._in_chunks(tiles_NHWC, moves_stats=False)
+            if shard.num_tiles and not error:
+                features_ND = self._given(shard)
+                if features_ND is None:
+                    tiles_NHWC = shard.tiles_NHWC.to(self.device, non_blocking=True)
+                    features_ND = self._in_chunks(tiles_NHWC, moves_stats=False)
                 passes.append(Pass(features_ND, shard.cells_N2))
         return passes, error
 
     def encode(self, plan: StepPlan, shard: Shard, *, moves_stats: bool) -> Tensor:
         """One virtual rank's features, (its tiles, D), under its own random state."""
+        if (features_ND := self._given(shard)) is not None:
+            return features_ND
         tiles_NHWC = shard.tiles_NHWC.to(self.device, non_blocking=True)
         with random_state(self.device, self.seed, plan, "stain"):
             stain_S2 = draw_stain(self.augment)
@@ -130,6 +134,11 @@ class EncoderSide:
             tiles_NHWC = augment_tiles(tiles_NHWC, self.augment, stain_S2)
             encode = self._in_chunks if self.is_frozen else self._forward
             return encode(tiles_NHWC, moves_stats=moves_stats)
+
+    def _given(self, shard: Shard) -> Tensor | None:
+        """The features that the shard brings with it, where the encoder has nothing to do."""
+        given_ND = shard.features_ND
+        return None if given_ND is None else given_ND.to(self.device, self.dtype, non_blocking=True)
 
     def _in_chunks(self, tiles_NHWC: Tensor, *, moves_stats: bool) -> Tensor:
         """Features without a graph: where BatchNorm looks at the tiles, of a virtual rank at once."""

@@ -15,6 +15,7 @@ from trainer.checkpoint import chosen_checkpoint, read_best_state
 from trainer.cohort import Case, Cohort
 from trainer.comm import Comm, join_group
 from trainer.errors import TrainerError
+from trainer.features.cache import serve_split
 from trainer.heads import Head
 from trainer.job import Job
 from trainer.loop import Loop
@@ -71,7 +72,8 @@ def draw_one_heatmap(run: Path, slide_id: str, manifests: Path | None) -> dict[s
         raise TrainerError(f"slide {slide_id}: not in the cohort of {run}")
     engine = _load_alone(job)  # Of the whole cohort, whose training slides make the head.
     alone = dataclasses.replace(job, cohort=job.cohort.only(case))
-    scores, skipped = score_split(engine, alone, case.split, lambda **_: None)
+    loader = serve_split(engine, alone, case.split, _silent)
+    scores, skipped = score_split(engine, alone, case.split, _silent, loader)
     if skipped:
         raise TrainerError(skipped[0][1])
     file = _draw_heatmap(job, case, scores[0])
@@ -82,7 +84,12 @@ def draw_one_heatmap(run: Path, slide_id: str, manifests: Path | None) -> dict[s
 
 def score_alone(job: Job, split: str, tick: Tick) -> tuple[list[Score], list[tuple[str, str]]]:
     """Scores a split in this process alone, with the run's chosen checkpoint; returns as `score_split`."""
-    return score_split(_load_alone(job), job, split, tick)
+    engine = _load_alone(job)
+    return score_split(engine, job, split, tick, serve_split(engine, job, split, tick))
+
+
+def _silent(**_: object) -> None:
+    """No progress: one slide is soon done."""
 
 
 def _load_alone(job: Job) -> Engine:
