@@ -200,6 +200,13 @@ class Comm:
         dist.gather_object(value if self.is_aggregator else None, values, MAIN_RANK)
         return [values[rank] for rank in self.topology.aggregator_ranks] if values else []
 
+    def from_all(self, value: Any) -> list[Any]:
+        """Each rank's (small, picklable) value, by rank, on every rank."""
+        values: list[Any] = [value] * self.topology.world_size
+        if self.topology.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def total(self, *numbers: float) -> list[float]:
         """Each number's sum over all ranks, on every rank."""
         if self.topology.world_size == 1:

@@ -245,6 +245,9 @@ class Machine:
     """The manifests folder, as the run was started with."""
     archive: Path | None = None
     """Where the slides are mounted here, if not where they were when they were tiled."""
+    features: Path | None = None
+    """A folder to keep the features of a frozen encoder in: what is not there is computed before the first epoch, then
+    no tile is read or encoded any more. Runs of the same weights and tiles share it, also at the same time."""
 
     def __post_init__(self) -> None:
         is_number = isinstance(self.keep, int)
@@ -292,8 +295,26 @@ class RunConfig:
             _check(self.machine.groups == 1, "machine.groups", self.machine.groups, "1, as machine.fsdp is on")
         in_vain = self.optim.ema is not None and self.encoder.batchnorm == "sync"
         _check(not in_vain, "optim.ema", self.optim.ema, "None, as encoder.batchnorm is sync")
+        self._check_features()
         is_meant = self.cohort.balance == "none" or self.head.task == "classes"
         _check(is_meant, "cohort.balance", self.cohort.balance, f"none, as head.task is {self.head.task}")
+
+    def _check_features(self) -> None:
+        """Raises where features would change from epoch to epoch, and are to be kept."""
+        if self.machine.features is None:
+            return
+        _check(not self.machine.fsdp, "machine.fsdp", True, "False, as machine.features is given")
+        asked = {
+            "--encoder.freeze all": self.encoder.freeze != "all",
+            "--augment.no-flips": self.augment.flips,
+            "--augment.stain 0": self.augment.stain > 0,
+            "--augment.blur 0": self.augment.blur > 0,
+        }
+        if missing := [flag for flag, holds in asked.items() if holds]:
+            raise TrainerError(
+                "machine.features keeps what a frozen encoder makes of unchanged tiles; give "
+                f"{' '.join(missing)} too, or leave machine.features away"
+            )
 
     def resolved(self, num_encoder_ranks: int) -> Self:
         """The config with `virtual_ranks` and `k` settled, as it is saved and kept on resume."""

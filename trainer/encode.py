@@ -111,13 +111,13 @@ class EncoderSide:
             error = error or shard.error
             if error and self.in_step:
                 shard = self.in_step.blank
-            elif error or not (len(shard.tiles_NHWC) or self._is_synced or self.in_step):
+            elif error or not (shard.num_tiles or self._is_synced or self.in_step):
                 continue
             keep_graph = not self.is_frozen and (self.keep is None or position >= num_mine - self.keep)
             with torch.set_grad_enabled(keep_graph):
                 features_ND = self.encode(slide.plan, shard, moves_stats=True)
             assert stats is not None, "shards come to encoder ranks only"
-            stats.collect(len(shard.tiles_NHWC))
+            stats.collect(shard.num_tiles)
             is_held = slide.source is None and not keep_graph and not self.is_frozen
             passes.append(Pass(features_ND, shard.cells_N2, shard if is_held else None))
             del shard  # On a GPU, another's place.
@@ -162,14 +162,18 @@ class EncoderSide:
             error = error or shard.error
             if error and self.in_step:
                 shard = self.in_step.blank
-            if self.in_step or (len(shard.tiles_NHWC) and not error):
-                tiles_NHWC = shard.tiles_NHWC.to(self.device, non_blocking=True)
-                features_ND = self._in_chunks(slide.plan, tiles_NHWC, moves_stats=False)
+            if self.in_step or (shard.num_tiles and not error):
+                features_ND = self._given(shard)
+                if features_ND is None:
+                    tiles_NHWC = shard.tiles_NHWC.to(self.device, non_blocking=True)
+                    features_ND = self._in_chunks(slide.plan, tiles_NHWC, moves_stats=False)
                 passes.append(Pass(features_ND, shard.cells_N2))
         return passes, error
 
     def encode(self, plan: StepPlan, shard: Shard, *, moves_stats: bool) -> Tensor:
         """One virtual rank's features, (its tiles, D), under its own random state."""
+        if (features_ND := self._given(shard)) is not None:
+            return features_ND
         tiles_NHWC = shard.tiles_NHWC.to(self.device, non_blocking=True)
         with random_state(self.device, self.seed, plan, "stain"):
             stain_S2 = draw_stain(self.augment)
@@ -178,6 +182,11 @@ class EncoderSide:
             if self.is_frozen:
                 return self._in_chunks(plan, tiles_NHWC, moves_stats=moves_stats)
             return self._forward(tiles_NHWC, moves_stats=moves_stats)
+
+    def _given(self, shard: Shard) -> Tensor | None:
+        """The features that the shard brings with it, where the encoder has nothing to do."""
+        given_ND = shard.features_ND
+        return None if given_ND is None else given_ND.to(self.device, self.dtype, non_blocking=True)
 
     def _in_chunks(self, plan: StepPlan, tiles_NHWC: Tensor, *, moves_stats: bool) -> Tensor:
         """Features without a graph: where BatchNorm looks at the tiles, of a virtual rank at once."""

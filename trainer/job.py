@@ -32,6 +32,7 @@ class Job:
     paths: dict[str, Path]
     """slide_id to slide file."""
     tile_px: int
+    tile_mpp: float
 
     @classmethod
     def open(cls, run: Path, config: RunConfig, cohort: Cohort) -> Self:
@@ -60,7 +61,10 @@ class Job:
                 f"{manifests}: the cohort's manifests hold tiles of several kinds ({listed}); tile again"
             )
         paths = read_paths(source.root, config.machine.archive)
-        return cls(run=run, config=config, cohort=cohort, source=source, paths=paths, tile_px=sizes.pop()[0])
+        tile_px, tile_mpp = sizes.pop()
+        return cls(
+            run=run, config=config, cohort=cohort, source=source, paths=paths, tile_px=tile_px, tile_mpp=tile_mpp
+        )
 
     def loader(
         self, comm: Comm, hold: Callable[[str], None] = lambda _: None, quarantined: Collection[str] = ()

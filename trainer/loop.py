@@ -19,12 +19,12 @@ from manifests.errors import Stopped
 from trainer.checkpoint import chosen_checkpoint, load_newest, save_checkpoint
 from trainer.comm import Comm
 from trainer.errors import TrainerError
+from trainer.features.cache import serve_run
 from trainer.heads import Head
 from trainer.job import Job, cores_per_rank, rank_memory
 from trainer.journal import Journal, describe_run, describe_step
 from trainer.loading.quarantine import InHand, collect_crashes
-from trainer.loading.read_ahead import Reading
-from trainer.loading.shards import SlideInput
+from trainer.loading.shards import ShardLoader, ShardReading, SlideInput
 from trainer.measures.merits import MERITS, rank_of
 from trainer.memory import peak_memory, settle_keep
 from trainer.model import build_engine, load_weights
@@ -75,7 +75,7 @@ class Loop:
         self.standing = Standing()
         quarantined = comm.from_main(collect_crashes(job.run) if comm.is_main else None)
         self._in_hand = InHand(job.run)
-        self.loader = job.loader(comm, self._in_hand.hold, quarantined)
+        self.loader: ShardLoader = job.loader(comm, self._in_hand.hold, quarantined)
 
     def run(self) -> None:
         """Trains to the end, from the newest checkpoint if there is one.
@@ -84,6 +84,8 @@ class Loop:
             Stopped: a signal ended it; what is done is in a checkpoint.
         """
         self._begin()
+        if self.job.config.machine.features is not None:
+            self.loader = serve_run(self.engine, self.job, self.sampler, self.loader, self.tick)
         with ExitStack() as stack:
             journal = stack.enter_context(Journal(self.job.run)) if self.comm.is_main else None
             started = time.perf_counter()
@@ -144,7 +146,7 @@ class Loop:
             )
         self._finish_epoch(epoch, validated)
 
-    def _train(self, epoch: int, steps: list[StepPlan], reading: Reading, journal: Journal | None) -> None:
+    def _train(self, epoch: int, steps: list[StepPlan], reading: ShardReading, journal: Journal | None) -> None:
         """The epoch's steps that are left."""
         optim, standing, losses = self.job.config.optim, self.standing, deque[float](maxlen=50)
         slides = self._inputs(self._mine(steps), reading)
@@ -287,6 +289,9 @@ class Loop:
         if self.newest is None:
             if self.job.config.encoder.batchnorm == "calibrated":
                 self._calibrate()
+                if self.job.config.machine.features is not None:
+                    # Measured once: by other ranks it would round otherwise, and all features be others.
+                    self._save(0, slide=0)
             return
         self.sampler.load_state_dict(self._state["sampler"])
         self.standing = Standing.from_dict(self._state)
@@ -305,7 +310,7 @@ class Loop:
                 "measure; give another --out with fewer --virtual-ranks, more tiles, or --encoder.batchnorm frozen"
             )
 
-    def _inputs(self, steps: list[StepPlan], reading: Reading) -> Iterator[SlideInput]:
+    def _inputs(self, steps: list[StepPlan], reading: ShardReading) -> Iterator[SlideInput]:
         """The steps with this rank's shards, to be taken in order."""
         cases = self.job.cohort.of("train")
         for plan in steps:

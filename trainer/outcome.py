@@ -6,6 +6,7 @@ from manifests.errors import SlidegradError
 from trainer.checkpoint import chosen_checkpoint, read_best_state
 from trainer.cohort import Case, Cohort
 from trainer.errors import TrainerError
+from trainer.features.cache import serve_split
 from trainer.heatmaps.drawing import draw_attention
 from trainer.job import Job
 from trainer.loop import Loop
@@ -51,7 +52,8 @@ def keep_scores(job: Job, split: str, tick: Tick) -> list[str]:
 
 def score_alone(job: Job, split: str, tick: Tick) -> tuple[list[Score], list[tuple[str, str]]]:
     """Scores a split in this process alone, with the run's chosen checkpoint; returns as `score_split`."""
-    return score_split(load_alone(job, chosen_checkpoint(job.run)), job, split, tick)
+    engine = load_alone(job, chosen_checkpoint(job.run))
+    return score_split(engine, job, split, tick, serve_split(engine, job, split, tick))
 
 
 def _score_some(job: Job, split: str, tick: Tick) -> tuple[list[Score], dict[str, str]]:

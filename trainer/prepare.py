@@ -15,6 +15,7 @@ from trainer.cohort import Cohort, load_cohort, refuse_other_split
 from trainer.comm import Comm, choose_device
 from trainer.config import Aggregator, RunConfig
 from trainer.errors import TrainerError
+from trainer.features.store import check_root
 from trainer.fsdp import blocks_of
 from trainer.heads import Head
 from trainer.job import Job
@@ -56,7 +57,10 @@ def prepare_run(
         raise TrainerError(f"{run} holds another run; give --resume to go on with it, or another --out")
     if resume and not file.exists():
         raise TrainerError(f"--resume: {run} holds no run (no config.yaml)")
-    machine = dataclasses.replace(config.machine, manifests=manifests.resolve())
+    features = config.machine.features
+    machine = dataclasses.replace(
+        config.machine, manifests=manifests.resolve(), features=None if features is None else features.resolve()
+    )
     config = dataclasses.replace(config, machine=machine).resolved(topology.num_encoders)
     if resume:
         if changed := config.differences(read_config(run)):
@@ -88,6 +92,8 @@ def prepare_run(
             "tile the archive again"
         )
     _check_archive(job)
+    if machine.features is not None:
+        check_root(machine.features)
     if topology.num_virtual < topology.num_encoders:
         idle = topology.num_groups * (topology.num_encoders - topology.num_virtual)
         print(

@@ -16,8 +16,8 @@ from manifests.files import atomic_path, write_text
 from manifests.parse import METADATA_KEY
 from trainer.cohort import Cohort
 from trainer.job import Job
-from trainer.loading.loader import TileLoader
 from trainer.loading.quarantine import quarantined
+from trainer.loading.shards import ShardLoader
 from trainer.measures.merits import PREDICTED, find_merit, measure_all
 from trainer.sampler import plan_scoring, shards_of, steps_of
 from trainer.step import Engine, SlideInput
@@ -43,7 +43,7 @@ class Score:
 
 
 def score_split(
-    engine: Engine, job: Job, split: str, tick: Tick, loader: TileLoader | None = None, *, may_stop: bool = False
+    engine: Engine, job: Job, split: str, tick: Tick, loader: ShardLoader | None = None, *, may_stop: bool = False
 ) -> tuple[list[Score], list[tuple[str, str]]]:
     """Scores every slide of a split, whole; called by all ranks together.
 
@@ -52,7 +52,7 @@ def score_split(
         job: the run.
         split: which slides.
         tick: progress.
-        loader: whose memory to use; one of its own by default.
+        loader: what gives the shards; a tile loader of its own by default.
         may_stop: a signal to any rank ends it (`trainer.stopping`).
 
     Returns:

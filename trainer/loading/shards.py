@@ -3,25 +3,35 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from trainer.sampler import StepPlan
+from trainer.sampler import ShardPlan, StepPlan
 
 NO_CELLS = torch.zeros(0, 2, dtype=torch.int32)
+NO_TILES = torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One virtual rank's tiles, uint8 (n, tile_px, tile_px, 3); or why they could not be read."""
+    """One virtual rank's tiles, uint8 (n, tile_px, tile_px, 3), or what a frozen encoder made of them; or why they
+    could not be read."""
 
     virtual_rank: int
     tiles_NHWC: Tensor
     cells_N2: Tensor
     """(column, row) of each tile in the slide's tile grid, int32."""
     error: str = ""
+    features_ND: Tensor | None = None
+    """The tiles' features, where they are known; then there are no pixels."""
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles that it stands for."""
+        return len(self.tiles_NHWC if self.features_ND is None else self.features_ND)
 
 
 @dataclass(frozen=True)
@@ -41,11 +51,14 @@ class Reads:
 
 
 class ShardSource(Protocol):
-    """Where a slide's tiles come from again (`read_ahead.SlideTiles`)."""
+    """Where a slide's tiles come from, and again (`read_ahead.SlideTiles`)."""
 
     @property
     def reads(self) -> Reads:
         """What reading took so far."""
+
+    def first(self) -> Iterator[Shard]:
+        """All shards, in order."""
 
     def will_reread(self) -> bool:
         """Whether any of `again` must be read from the file; asked after the first pass."""
@@ -65,3 +78,23 @@ class SlideInput(NamedTuple):
     targets: tuple[float, ...]
     """What is true of it, as `heads.Head` reads it."""
     source: ShardSource | None = None
+
+
+class ShardReading(Protocol):
+    """Slides being read, in the order of their plans (`read_ahead.Reading`); a context."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def slide(self, step: StepPlan) -> ShardSource:
+        """Goes on to the next slide, `step`'s."""
+
+
+class ShardLoader(Protocol):
+    """Who gives shards: from the slides (`loader.TileLoader`), or from kept features."""
+
+    def read(self, plans: Iterable[ShardPlan], keep: int | None = None) -> ShardReading:
+        """Begins to read a rank's shards, those of a slide one after another; see `loader.TileLoader`."""
