@@ -37,6 +37,7 @@ COMMANDS = {
     "heatmap": ("trainer.heatmaps.cli", "Heatmap", "where a run looks in slides, and what each tile adds"),
     "verify": ("trainer.cli", "Verify", "show that ranks and virtual ranks give one process's gradients"),
     "plan": ("trainer.planning.cli", "Plan", "what a job would take: memory, seconds of a slide, where scaling ends"),
+    "sweep": ("trainer.sweep.cli", "Sweep", "train a recipe over K, precision, ranks, splits, methods; one table"),
     "bench": ("tiler.bench.cli", "Bench", "read: tiles per second by reader, beside the limit that decoding sets"),
     "doctor": ("trainer.doctor", "Doctor", "what this machine, and a slide, can and cannot do"),
 }
@@ -57,6 +58,7 @@ _KEPT = {
     "tile": "; what was finished is kept: run it again to go on",
     "heatmap": "; slides that were finished are kept: run it again to go on",
     "train": "; checkpoints are kept, if there are some: run it again with --resume to go on from the last one",
+    "sweep": "; what was finished is kept: run it again to go on",
 }
 """What Ctrl-C leaves."""
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -97,13 +97,21 @@ def describe_step(outcome: Outcome, *, step_s: float, num_groups: int) -> dict[s
     }
 
 
-def read_events(run: Path) -> Iterator[dict[str, Any]]:
-    """The events of a run; a torn last line is passed over."""
+def read_events(run: Path, kinds: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """The events of a run; a torn last line is passed over.
+
+    Args:
+        run: its folder.
+        kinds: of events that are wanted; all if empty. The steps of a long run are a hundred thousand lines.
+    """
+    starts = tuple(f'{{"event": "{kind}"' for kind in kinds)
     try:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return
     for line in lines:
+        if starts and not line.startswith(starts):
+            continue
         try:
             yield json.loads(line)
         except ValueError:

@@ -9,11 +9,14 @@ import hashlib
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tiler.version import VERSION
 from trainer.encoders.blueprint import find_weights
 from trainer.errors import TrainerError
-from trainer.job import Job
+
+if TYPE_CHECKING:
+    from trainer.job import Job
 
 _PACKAGES = ("torch", "timm", "numpy", "cucim-cu13", "cucim-cu12", "openslide-python")
 _MANIFEST = ("slide_id", "fingerprint", "config_hash", "num_tiles")
@@ -29,11 +32,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def digests(job: Job) -> dict[str, str | None]:
+def digests(job: "Job") -> dict[str, str | None]:
     """Of the cohort with its labels and splits, of its slides' manifests, and of the encoder's weights to start from.
 
     Returns:
-        32 hex digits by "cohort", "manifests" and "weights"; None for random weights, or ones that are gone since.
+        SHA-256 by "cohort", "manifests" and "weights"; None for random weights, or ones that are gone since.
     """
     wanted = {case.slide_id for case in job.cohort.cases}
     rows = [tuple(row[name] for name in _MANIFEST) for row in job.source.catalog().to_pylist()]
@@ -49,10 +52,10 @@ def digests(job: Job) -> dict[str, str | None]:
 
 
 def digest_file(file: Path) -> str:
-    """32 hex digits of a file's bytes."""
+    """SHA-256 of a file's bytes, as sha256sum tells it."""
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return hashlib.sha256(data).hexdigest()

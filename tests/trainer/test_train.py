@@ -84,7 +84,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert events.count("epoch") == 2
     start, *_, end = read_events(finished)
     assert {"slidegrad", "python", "torch"} <= set(start["versions"])
-    assert all(len(start["digests"][what]) == 32 for what in ("cohort", "manifests"))
+    assert all(len(start["digests"][what]) == 64 for what in ("cohort", "manifests"))
     assert start["digests"]["weights"] is None, "random ones"
     epochs = [event for event in read_events(finished) if event["event"] == "epoch"]
     assert sum(epoch["seconds"] for epoch in epochs) <= end["seconds"]

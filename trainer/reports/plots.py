@@ -253,3 +253,7 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     for color, variable in _CSS.items():
         svg = svg.replace(color, f"var({variable}, {color})")
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
+
+
+# For figures that are drawn elsewhere and belong to a page.
+STYLE, LEGEND_ABOVE, new_figure, page_svg = _STYLE, _ABOVE, _figure, _svg

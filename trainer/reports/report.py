@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from manifests.files import disk_name, write_text
@@ -22,6 +20,7 @@ from trainer.measures.merits import MERITS, measure_all, rank_of
 from trainer.measures.statistics import Interval
 from trainer.reports import plots
 from trainer.reports.findings import Findings, decimals, find_all, significant
+from trainer.reports.page import render_page
 from trainer.reports.runlog import SPLITS, RunLog, Scores, read_log, read_result, read_scores, read_settings
 from trainer.targets import Task
 
@@ -71,13 +70,8 @@ def write_report(run: Path) -> Path:
         "split_names": SPLITS,
         "digest_names": _DIGESTS,
     }
-    layouts = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=layouts, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(duration=_duration, decimals=decimals, significant=significant, svg=Markup)
     out = run / "report.html"
-    write_text(out, environment.get_template("report.html").render(context))
+    write_text(out, render_page("report.html", context))
     return out
 
 
@@ -238,11 +232,3 @@ def _notes(log: RunLog, scores: Scores | None, findings: Findings) -> list[str]:
 
 def _is_number(value: float | None) -> bool:
     return value is not None and bool(np.isfinite(value))
-
-
-def _duration(seconds: float) -> str:
-    """As 2 d 3 h, 3 h 20 min, 4 min 10 s or 12.3 s."""
-    for size, name, small, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if seconds >= size:
-            return f"{seconds // size:.0f} {name} {seconds % size // small:.0f} {small_name}"
-    return f"{seconds:.1f} s"

@@ -130,13 +130,19 @@ def read_scores(run: Path, result: Mapping[str, Any]) -> Scores | None:
 def read_settings(run: Path) -> dict[str, str]:
     """`config.yaml` as dotted key to value, without paths; empty if there is none."""
     with _readable(run / "config.yaml") as file:
-        return dict(_flat("", yaml.safe_load(file.read_text(encoding="utf-8")))) if file else {}
+        return dict(flat_settings("", yaml.safe_load(file.read_text(encoding="utf-8")))) if file else {}
 
 
-def _flat(prefix: str, node: object) -> Iterator[tuple[str, str]]:
+def flat_settings(prefix: str, node: object) -> Iterator[tuple[str, str]]:
+    """Settings as dotted keys with their values as text, without paths.
+
+    Args:
+        prefix: of the keys; empty for a whole config.
+        node: nested values, as from YAML.
+    """
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else str(key), value)
+            yield from flat_settings(f"{prefix}.{key}" if prefix else str(key), value)
     else:
         text = node if isinstance(node, str) else json.dumps(node, ensure_ascii=False, default=str)
         yield prefix, "[path]" if prefix in _PATH_SETTINGS and node not in (None, "pretrained") else without_paths(text)
