@@ -23,16 +23,18 @@ from manifests.errors import SlidegradError
 from manifests.files import tiles_path
 from tests.trainer.test_faults import ROOT, run_faulty
 from tests.trainer.test_train import arguments, losses, weights
-from trainer.checkpoint import list_checkpoints
-from trainer.cli import Evaluate, Heatmap, Train
+from trainer.checkpoint import chosen_checkpoint, list_checkpoints
+from trainer.cli import Train
+from trainer.evaluation.cli import Evaluate
 from trainer.features.cache import drawn, serve_split
 from trainer.features.filling import Filler, Share, share_of, tell_counts
 from trainer.features.key import hash_read_plan
 from trainer.features.serving import FeatureLoader, FeatureReading
 from trainer.features.store import FeatureStore
+from trainer.heatmaps.cli import Heatmap
 from trainer.job import Job
 from trainer.loading.shards import Reads
-from trainer.outcome import _load_alone
+from trainer.model import load_alone
 from trainer.prepare import open_run
 from trainer.sampler import SlideSampler, plan_scoring, shards_of
 from trainer.step import Engine
@@ -56,7 +58,7 @@ def words(small_manifests: Path, small_cohort: Path) -> Words:
 def without_pictures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainer.outcome.write_report", lambda run: run / "report.html")
-        patch.setattr("trainer.outcome._draw_heatmap", lambda job, *_: job.run)
+        patch.setattr("trainer.outcome.draw_attention", lambda job, *_: job.run)
         yield
 
 
@@ -168,8 +170,6 @@ def test_another_aggregator_of_the_same_encoder_encodes_nothing(
     with without_pictures():
         found, code = Evaluate(run_folder=run).run()
     assert (code, found["num_slides"]) == (0, 4)
-    result, _ = Heatmap(run_folder=run, slide_id="synth_0001").run()
-    assert Path(result["heatmap"]).read_bytes().startswith(b"\x89PNG")
 
 
 def test_other_weights_are_another_key(words: Words, cached: Path, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_evaluation_reads_tiles_where_the_store_is_gone_or_cannot_be_used(
         assert note in capsys.readouterr().err
         store.mkdir(exist_ok=True)
         (store / "notes.txt").touch()
-    assert Heatmap(run_folder=run, slide_id="synth_0001").run()[1] == 0
+    assert Heatmap(run_folder=run, slide_ids=("synth_0001",)).run()[1] == 0
 
 
 def test_evaluation_computes_what_is_missing(cached: Path, tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_what_cannot_work_is_refused_at_once(more: list[str], message: str, word
 def alone(cached: Path) -> tuple[Engine, Job]:
     """The cached run's model and job, in this process."""
     job = open_run(cached)
-    engine = _load_alone(job)
+    engine = load_alone(job, chosen_checkpoint(job.run))
     engine.set_training(False)
     return engine, job
 
@@ -415,14 +415,14 @@ def test_two_fillers_side_by_side_compute_hardly_a_slide_twice(
     computed: list[str] = []
     whole, is_first = engine.side.score_pass, True
 
-    def score_pass(slide: Any, clock: Any) -> Any:
+    def score_pass(slide: Any, num_mine: int, clock: Any) -> Any:
         nonlocal is_first
         computed.append(slide.plan.slide_id)
         if is_first:
             is_first = False
             next(both[1], None)
             is_first = True
-        return whole(slide, clock)
+        return whole(slide, num_mine, clock)
 
     monkeypatch.setattr(engine.side, "score_pass", score_pass)
     store = open_store(tmp_path, engine)
