@@ -10,7 +10,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -74,7 +74,7 @@ def read_outside(
         TilerError: not readable, or not of the slide's shape.
     """
     if file.suffix.lower() in (".json", ".geojson"):
-        return _draw(list(_polygons(_parse(file), file.name)), shape, covers_l0)
+        return _draw([polygon.rings for polygon in read_polygons(file)], shape, covers_l0)
     picture = _read_picture(file, shape)
     height, width = picture.shape[:2]
     error = abs(width / height * covers_l0[1] / covers_l0[0] - 1)
@@ -89,6 +89,27 @@ def read_outside(
     is_finer = height >= shape[0] and width >= shape[1]
     tissue = cv2.resize(tissue, shape[::-1], interpolation=cv2.INTER_AREA if is_finer else cv2.INTER_LINEAR)
     return np.asarray(tissue > 127)
+
+
+class Polygon(NamedTuple):
+    """A polygon of a GeoJSON file."""
+
+    classes: tuple[str, ...]
+    """Names of its feature's class, as QuPath has it: that of `Tumor: Positive` is named so, and by both its parts."""
+    rings: list[NDArray[np.float64]]
+    """(N, 2) each, level-0 px: the outer one, then its holes."""
+
+
+def read_polygons(file: Path) -> list[Polygon]:
+    """The polygons of a GeoJSON file, but those of classes that are no tissue.
+
+    Raises:
+        TilerError: not readable, or not GeoJSON.
+    """
+    try:
+        return list(_polygons(_parse(file), file.name))
+    except RecursionError:
+        raise TilerError(f"{file.name}: not GeoJSON polygons (nested too deep); export it again") from None
 
 
 def _read_picture(file: Path, shape: tuple[int, int]) -> NDArray[Any]:
@@ -162,8 +183,8 @@ def _parse(file: Path) -> Any:
         raise TilerError(f"{file.name}: not readable as GeoJSON ({_why(error, file)}); export it again") from None
 
 
-def _polygons(item: Any, name: str) -> Iterator[list[NDArray[np.float64]]]:
-    """All polygons of a GeoJSON value, each a list of rings (N, 2) in level-0 px, outer first.
+def _polygons(item: Any, name: str, classes: tuple[str, ...] = ()) -> Iterator[Polygon]:
+    """All polygons of a GeoJSON value, whose feature has these classes.
 
     Points and lines cover no area and are passed over, and so are features whose class says that they are no tissue:
     "Background", and, as in QuPath, names that end in an asterisk ("Ignore*", "Artefact*").
@@ -172,7 +193,7 @@ def _polygons(item: Any, name: str) -> Iterator[list[NDArray[np.float64]]]:
     """
     if isinstance(item, list):
         for part in item:
-            yield from _polygons(part, name)
+            yield from _polygons(part, name, classes)
         return
     kind = item.get("type") if isinstance(item, dict) else None
     try:
@@ -180,14 +201,15 @@ def _polygons(item: Any, name: str) -> Iterator[list[NDArray[np.float64]]]:
             case "FeatureCollection":
                 yield from _polygons(list(item["features"]), name)
             case "Feature":
-                if item.get("geometry") is not None and not _is_passed_over(item.get("properties") or {}):
-                    yield from _polygons(item["geometry"], name)
+                names = _class_names(item.get("properties") or {})
+                if item.get("geometry") is not None and not _is_passed_over(names):
+                    yield from _polygons(item["geometry"], name, _with_parts(names))
             case "GeometryCollection":
-                yield from _polygons(list(item["geometries"]), name)
+                yield from _polygons(list(item["geometries"]), name, classes)
             case "Polygon":
-                yield from _rings([item["coordinates"]])
+                yield from (Polygon(classes, rings) for rings in _rings([item["coordinates"]]))
             case "MultiPolygon":
-                yield from _rings(item["coordinates"])
+                yield from (Polygon(classes, rings) for rings in _rings(item["coordinates"]))
             case "Point" | "MultiPoint" | "LineString" | "MultiLineString":
                 return
             case _:
@@ -196,13 +218,23 @@ def _polygons(item: Any, name: str) -> Iterator[list[NDArray[np.float64]]]:
         raise TilerError(f"{name}: not GeoJSON polygons ({error}); export it again") from None
 
 
-def _is_passed_over(properties: dict[str, Any]) -> bool:
+def _class_names(properties: dict[str, Any]) -> list[str]:
     classification = properties.get("classification") or {}
     if isinstance(classification, dict):
         names = classification.get("names") or [classification.get("name") or ""]
     else:
         names = [classification]
-    return any(str(name).lower() == "background" or str(name).endswith("*") for name in names)
+    return [str(name) for name in names]
+
+
+def _is_passed_over(names: list[str]) -> bool:
+    return any(name.lower() == "background" or name.endswith("*") for name in names)
+
+
+def _with_parts(names: list[str]) -> tuple[str, ...]:
+    """Names, and the parts of a derived one; QuPath writes it as `A: B`, and newer as a list of A and B."""
+    parts = [part for name in names for part in name.split(": ")]
+    return tuple(dict.fromkeys(name for name in (*names, ": ".join(names), *parts) if name))
 
 
 def _rings(coordinates: list[Any]) -> Iterator[list[NDArray[np.float64]]]:

@@ -13,10 +13,10 @@ import tyro
 from rich.console import Console
 
 from tiler.progress import Counter, progress_bar
-from trainer.config import RunConfig
+from trainer.config import AggregatorName, RunConfig
 from trainer.errors import TrainerError
 from trainer.phases import Phases, silent
-from trainer.recipes import RECIPES, get_recipe
+from trainer.recipes import METHODS, RECIPES, describe_choices, get_recipe
 
 if TYPE_CHECKING:
     import torch
@@ -50,17 +50,25 @@ class Train:
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Self:
-        """Reads a command line: the recipe (its first word) gives the defaults, or the run that is resumed does."""
+        """Reads a command line: the recipe (its first word) gives the defaults, or the run that is resumed does.
+
+        Raises:
+            TrainerError: no recipe, or one that is not the resumed run's.
+        """
         recipe, rest = (arguments[0], arguments[1:]) if arguments and arguments[0][0] != "-" else ("", arguments)
         if not recipe and not {"-h", "--help"} & set(arguments):
-            raise TrainerError(f"train needs a recipe as its first word; one of {', '.join(RECIPES)}")
+            raise TrainerError(
+                f"train needs a recipe as its first word, RECIPE or RECIPE+METHOD; recipes are {', '.join(RECIPES)}, "
+                f"methods {', '.join(METHODS)}"
+            )
         default = _saved_config(rest) or (get_recipe(recipe) if recipe else RunConfig())
         if recipe and default.recipe != recipe:
             raise TrainerError(f"--out holds a run of recipe {default.recipe!r}, not {recipe!r}; give another --out")
         return tyro.cli(
             cls,
             args=list(rest),
-            prog=f"slidegrad train {recipe or 'RECIPE'}",
+            prog=f"slidegrad train {recipe or 'RECIPE[+METHOD]'}",
+            description=None if recipe else f"{cls.__doc__}\n\n{describe_choices()}",
             default=cls(manifests=tyro.MISSING, labels=tyro.MISSING, out=tyro.MISSING, config=default),
         )
 
@@ -160,7 +168,7 @@ class Verify:
     encoder: tuple[str, ...] = ()
     """linear, conv, or any timm model; by default these two, test_resnet and vit_tiny_patch16_224, or with --bn virtual
     those that have BatchNorm."""
-    aggregator: tuple[Literal["gma", "transmil", "mean", "max"], ...] = ("gma",)
+    aggregator: tuple[AggregatorName, ...] = ("gma",)
     """Aggregators."""
     dtype: tuple[Literal["float64", "float32", "bf16"], ...] = ()
     """bf16: the encoder in half precision. By default all; with --bn virtual not bf16, of whose rounding it makes too

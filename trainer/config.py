@@ -44,27 +44,35 @@ class Cohort:
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
-    """How many tiles of a slide one step uses."""
+    """Which tiles of a slide, and how many of them, one step uses."""
 
-    tiles: Literal["all", "fixed"] = "all"
-    """all: every tile once, up to max_tiles; fixed: k tiles, with replacement where a slide has fewer."""
+    tiles: Literal["all", "fixed", "top"] = "all"
+    """all: every tile once, up to max_tiles; fixed: k tiles, with replacement where a slide has fewer; top: the k tiles
+    that the model, as it is at the start of the epoch, ranks highest. For that it scores every slide of the epoch."""
     k: int | None = None
-    """Tiles per slide in all (tiles=fixed)."""
+    """Tiles per slide in all (tiles=fixed and tiles=top)."""
     k_per_rank: int | None = None
     """Sugar for k = k_per_rank x virtual_ranks, resolved once at the start of the run."""
     max_tiles: int = 45_056
     """A slide with more gives this many, drawn without replacement: in training if tiles=all, in scoring always.
     45,056 = 11 x 4,096, the paper's."""
+    regions: Path | None = None
+    """Folder of annotations, SLIDE_ID.geojson as QuPath exports them (polygons in level-0 px): a training slide uses
+    the tiles whose centre lies inside one, and where there is none all of its tiles. Read once, when the run begins."""
+    region_class: str | None = None
+    """Of the annotations, those of this class alone (QuPath's classification name); all if not given."""
 
     def __post_init__(self) -> None:
         given = (self.k is not None) + (self.k_per_rank is not None)
         out = f"; k is {self.k}, give --tiles.k None" if self.k is not None else ""
         one = f"exactly one of tiles.k, tiles.k_per_rank{out}"
-        _check(self.tiles != "fixed" or given == 1, "tiles.tiles", "fixed", one)
+        _check(self.tiles == "all" or given == 1, "tiles.tiles", self.tiles, one)
         _check(self.tiles != "all" or given == 0, "tiles.tiles", "all", f"neither tiles.k nor tiles.k_per_rank{out}")
         for name in ("k", "k_per_rank", "max_tiles"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"tiles.{name}", value, "at least 1")
+        in_vain = self.region_class is not None and self.regions is None
+        _check(not in_vain, "tiles.region_class", self.region_class, "None, or tiles.regions with it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +130,17 @@ class Encoder:
             _check(not in_vain, "encoder.batchnorm", self.batchnorm, "frozen or calibrated, as encoder.freeze is all")
 
 
+AggregatorName = Literal["gma", "transmil", "mean", "max", "tile_mean", "tile_max"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Aggregator:
     """Feature vectors to what is predicted of the slide."""
 
-    name: Literal["gma", "transmil", "mean", "max"] = "gma"
-    """gma is gated-attention MIL; transmil a transformer that knows where each tile lies."""
+    name: AggregatorName = "gma"
+    """gma is gated-attention MIL; transmil a transformer that knows where each tile lies; mean and max are of features.
+    tile_mean and tile_max classify each tile: all learn the slide's label, and the slide's prediction is the mean of
+    the tiles', or that of the tile where what is looked for is most probable."""
     hidden: int = 128
     """Width of GMA's attention layer, or of TransMIL's tokens (512 in its paper)."""
     dropout: float = 0.0
@@ -269,7 +282,7 @@ class RunConfig:
     """A whole run."""
 
     recipe: Annotated[str, tyro.conf.Suppress] = ""
-    """The recipe that it started from."""
+    """The recipe that it started from, with its method: RECIPE+METHOD."""
     seed: int = 0
     """Everything random follows from it: split, order, tiles, weights, dropout."""
     virtual_ranks: int | None = None
@@ -298,6 +311,11 @@ class RunConfig:
         self._check_features()
         is_meant = self.cohort.balance == "none" or self.head.task == "classes"
         _check(is_meant, "cohort.balance", self.cohort.balance, f"none, as head.task is {self.head.task}")
+        aggregator, task = self.aggregator.name, self.head.task
+        has_highest = aggregator != "tile_max" or task != "regression"
+        _check(has_highest, "aggregator.name", aggregator, "tile_mean or another, as head.task is regression")
+        ranks = self.tiles.tiles != "top" or aggregator != "mean"
+        _check(ranks, "aggregator.name", aggregator, "one that ranks tiles, such as tile_max, as tiles.tiles is top")
 
     def _check_features(self) -> None:
         """Raises where features would change from epoch to epoch, and are to be kept."""

@@ -79,25 +79,27 @@ class Head:
             weights = _floats((targets == 0).sum(0) / (targets == 1).sum(0))
         return cls(task=config.task, num_outputs=len(names), weights=weights)
 
-    def loss(self, outputs_C: Tensor, targets: tuple[float, ...]) -> Tensor:
-        """The slide's loss, a scalar; over columns the mean of those that are known.
+    def loss(self, outputs: Tensor, targets: tuple[float, ...]) -> Tensor:
+        """The slide's loss, a scalar; over columns the mean of those that are known, over tiles the mean.
 
         Args:
-            outputs_C: the aggregator's outputs, (C,).
+            outputs: the aggregator's, of the slide (C,) or of each of its tiles (K, C), which all have its targets.
             targets: the slide's, see the module; at least one is known.
         """
         assert not all(map(math.isnan, targets)), "a cohort holds no slide of which nothing is known"
+        outputs_KC = outputs.reshape(-1, self.num_outputs)  # A slide's row, or rows of tiles.
         if self.task == "classes":
             label = round(targets[0])
-            wanted = torch.tensor(label, device=outputs_C.device)
-            return self.weights[label] * F.cross_entropy(outputs_C, wanted)
-        targets_C = outputs_C.new_tensor(self._standardised(targets))
+            wanted_K = torch.full((len(outputs_KC),), label, device=outputs.device)
+            return self.weights[label] * F.cross_entropy(outputs_KC, wanted_K)
+        targets_C = outputs.new_tensor(self._standardised(targets))
         known_C = ~targets_C.isnan()
-        outputs_C, targets_C = outputs_C[known_C], targets_C[known_C]
+        outputs_KC = outputs_KC[:, known_C]
+        targets_KC = targets_C[known_C].expand_as(outputs_KC)
         if self.task == "multilabel":
-            weights_C = outputs_C.new_tensor(self.weights)[known_C]
-            return F.binary_cross_entropy_with_logits(outputs_C, targets_C, pos_weight=weights_C)
-        return F.mse_loss(outputs_C, targets_C)
+            weights_C = outputs.new_tensor(self.weights)[known_C]
+            return F.binary_cross_entropy_with_logits(outputs_KC, targets_KC, pos_weight=weights_C)
+        return F.mse_loss(outputs_KC, targets_KC)
 
     def predict(self, outputs_C: Tensor) -> Tensor:
         """Probabilities of the classes, of a yes in each column, or numbers in the columns' own units, (C,) float64."""

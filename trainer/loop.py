@@ -4,6 +4,7 @@ Runs on every rank. What a rank decides it decides from what all ranks know, so 
 another never makes; the main rank alone writes the journal, the scores and the report.
 """
 
+import dataclasses
 import itertools
 import math
 import sys
@@ -28,7 +29,9 @@ from trainer.loading.shards import ShardLoader, ShardReading, SlideInput
 from trainer.measures.merits import MERITS, rank_of
 from trainer.memory import peak_memory, settle_keep
 from trainer.model import build_engine, load_weights
-from trainer.sampler import SlideSampler, StepPlan, count_rows, shards_of, steps_of
+from trainer.ranking import rank_slides
+from trainer.regions import read_regions
+from trainer.sampler import ALL, Eligible, SlideSampler, StepPlan, count_eligible, count_rows, shards_of, steps_of
 from trainer.schedule import learning_rate, weight_decay
 from trainer.scoring import Score, Tick, score_split, split_merit
 from trainer.standing import Standing
@@ -36,6 +39,8 @@ from trainer.stopping import stopped, wants_stop
 from trainer.update import Update
 
 _CALIBRATION_SLIDES = 32
+_CALIBRATION_TILES = 256
+"""Of a virtual rank, where the model has still to choose the tiles that it will be trained on."""
 
 
 class Loop:
@@ -58,8 +63,9 @@ class Loop:
         head = Head.for_cohort(config.head, job.cohort)
         self.engine = build_engine(config, comm, tile_px=job.tile_px, head=head, initial=self.newest is None)
         self.update = Update(self.engine, config)
+        eligible = read_regions(job.run) if config.tiles.regions is not None else ALL
         if config.machine.keep == "auto":
-            self._settle_keep()
+            self._settle_keep(eligible)
         training = job.cohort.of("train")
         self.sampler = SlideSampler(
             job.cohort.num_tiles("train"),
@@ -70,6 +76,7 @@ class Loop:
             tiles=config.tiles,
             balance=config.cohort.balance,
             labels={slide_id: case.label for slide_id, case in training.items()} if head.task == "classes" else None,
+            eligible=eligible,
         )
         self.slides_per_epoch = len(self.sampler.steps())
         self.standing = Standing()
@@ -114,7 +121,9 @@ class Loop:
 
     def _epoch(self, epoch: int, journal: Journal | None) -> None:
         """What is left of an epoch."""
-        standing = self.standing
+        standing, started = self.standing, time.perf_counter()
+        self._choose_tiles(epoch, journal)
+        standing.train_s += time.perf_counter() - started
         if steps := self.sampler.steps():
             self.engine.set_training(True)
             with self.loader.read(self.sampler, keep=self.engine.side.keep) as reading:
@@ -145,6 +154,33 @@ class Loop:
                 tiles_per_s=standing.num_tiles / train_s,
             )
         self._finish_epoch(epoch, validated)
+
+    def _choose_tiles(self, epoch: int, journal: Journal | None) -> None:
+        """Has the model rank the tiles of the epoch's slides, where it is to choose them, and that is not done yet.
+
+        Raises:
+            Stopped: a signal ended it; what is ranked is in a checkpoint.
+        """
+        if not (to_rank := self.sampler.to_rank()):
+            return
+        ranked = rank_slides(
+            self.engine,
+            self.job,
+            to_rank,
+            self.sampler.eligible,
+            epoch=epoch,
+            loader=self.loader,
+            tick=self.tick,
+        )
+        self.sampler.chosen |= ranked.rows
+        for slide_id, reason in ranked.skipped.items():
+            self._skip(slide_id, reason, epoch, journal)
+        if ranked.stops:
+            self.standing.num_skipped += len(ranked.skipped)
+            error = self._save(epoch, slide=self.sampler.next_step)
+            where = f"with {len(ranked.rows)} of {len(to_rank)} slides of epoch {epoch} ranked"
+            raise stopped(self.comm, f"{where}, of which nothing could be saved" if error else where)
+        self._refuse_many_skipped(epoch, len(ranked.skipped))
 
     def _train(self, epoch: int, steps: list[StepPlan], reading: ShardReading, journal: Journal | None) -> None:
         """The epoch's steps that are left."""
@@ -301,6 +337,9 @@ class Loop:
     def _calibrate(self) -> None:
         """Measures BatchNorm on the first slides of the first epoch, before the first step."""
         steps = self._mine(self.sampler.steps()[:_CALIBRATION_SLIDES])
+        if self.job.config.tiles.tiles == "top":  # Of what the model has still to choose there are too few.
+            most = _CALIBRATION_TILES * self.comm.topology.num_virtual
+            steps = [dataclasses.replace(step, num_rows=min(most, step.num_usable)) for step in steps]
         shards = shards_of(steps, self.comm.topology, self.comm.rank, self.job.config.seed)
         with self.loader.read(shards) as reading:
             is_measured = self.engine.calibrate(self._inputs(steps, reading))
@@ -331,10 +370,10 @@ class Loop:
             return rate, optim.weight_decay
         return rate, weight_decay(step, num_steps=num_steps, first=optim.weight_decay, last=last)
 
-    def _settle_keep(self) -> None:
-        topology, config = self.comm.topology, self.job.config
+    def _settle_keep(self, eligible: Eligible) -> None:
+        topology, config, num_tiles = self.comm.topology, self.job.config, self.job.cohort.num_tiles("train")
         self.engine.set_training(True)
-        most_rows = max(count_rows(n, config.tiles) for n in self.job.cohort.num_tiles("train").values())
+        most_rows = max(count_rows(count_eligible(s, num_tiles, eligible), config.tiles) for s in num_tiles)
         note = settle_keep(
             self.engine,
             most_rows=most_rows,

@@ -43,7 +43,7 @@ def build_engine(config: RunConfig, comm: Comm, *, tile_px: int, head: Head, ini
         torch.manual_seed(config.seed)
         # A dedicated aggregator builds the encoder too, to know the features' width, and drops it.
         encoder = build_encoder(config.encoder, tile_px, initial=initial)
-        aggregator = build_aggregator(config.aggregator, encoder.num_features, head.num_outputs)
+        aggregator = build_aggregator(config.aggregator, encoder.num_features, head.num_outputs, head.task)
     precision = config.optim.precision
     dtype = torch.float64 if precision == "float64" else torch.float32
     set_products(tf32=precision == "tf32")

@@ -21,6 +21,8 @@ from trainer.heads import Head
 from trainer.job import Job
 from trainer.model import build_engine
 from trainer.recipes import demo, get_recipe
+from trainer.regions import changes_since, find_regions
+from trainer.targets import few
 from trainer.topology import Topology
 
 _NUM_LOOKED_FOR = 16
@@ -57,11 +59,11 @@ def prepare_run(
         raise TrainerError(f"{run} holds another run; give --resume to go on with it, or another --out")
     if resume and not file.exists():
         raise TrainerError(f"--resume: {run} holds no run (no config.yaml)")
-    features = config.machine.features
     machine = dataclasses.replace(
-        config.machine, manifests=manifests.resolve(), features=None if features is None else features.resolve()
+        config.machine, manifests=manifests.resolve(), features=_resolved(config.machine.features)
     )
-    config = dataclasses.replace(config, machine=machine).resolved(topology.num_encoders)
+    tiles = dataclasses.replace(config.tiles, regions=_resolved(config.tiles.regions))
+    config = dataclasses.replace(config, machine=machine, tiles=tiles).resolved(topology.num_encoders)
     if resume:
         if changed := config.differences(read_config(run)):
             raise TrainerError(f"--resume with other settings than the run's: {', '.join(changed)}")
@@ -94,6 +96,9 @@ def prepare_run(
     _check_archive(job)
     if machine.features is not None:
         check_root(machine.features)
+    regions = find_regions(tiles, cohort, job.source) if tiles.regions is not None and not resume else None
+    for note in regions.notes if regions is not None else changes_since(run, tiles, cohort) if resume else ():
+        print(f"note: {note}", file=sys.stderr)
     if topology.num_virtual < topology.num_encoders:
         idle = topology.num_groups * (topology.num_encoders - topology.num_virtual)
         print(
@@ -102,9 +107,15 @@ def prepare_run(
         )
     try:
         cohort.write(run / "cohort.csv")
+        if regions is not None:
+            regions.write(run)
         write_text(file, config.to_yaml())
     except OSError as error:
         raise TrainerError(f"--out {run}: cannot write there ({error.strerror})") from None
+
+
+def _resolved(path: Path | None) -> Path | None:
+    return None if path is None else path.resolve()
 
 
 def _check_fit(config: RunConfig, topology: Topology) -> None:
@@ -147,10 +158,14 @@ def _check_model(job: Job, num_encoders: int, *, initial: bool) -> None:
     if config.machine.fsdp:
         blocks_of(engine.encoder, encoder.name)
     asked, has_layers = job.config.encoder.batchnorm, any(isinstance(m, BatchNorm) for m in engine.encoder.modules())
-    aggregator = config.aggregator
+    aggregator, classes = config.aggregator, job.cohort.classes or ("",)
     notes = {
         f"aggregator.hidden={aggregator.hidden} changes nothing: {aggregator.name} has no hidden layer": (
-            aggregator.name in ("mean", "max") and aggregator.hidden not in _HIDDEN
+            aggregator.name not in ("gma", "transmil") and aggregator.hidden not in _HIDDEN
+        ),
+        f"aggregator.name=tile_max looks for tiles of the class {few(classes[1:])}, and never of the first, "
+        f"{classes[0]}; if that is the wrong way round name classes by numbers, 0 for slides without a finding": (
+            aggregator.name == "tile_max" and job.config.head.task == "classes" and classes[0] != "0"
         ),
         "machine.fsdp changes nothing: there is one encoder rank": config.machine.fsdp and num_encoders == 1,
         "there are no validation slides: the last checkpoint is evaluated": not job.cohort.of("val"),
@@ -167,7 +182,9 @@ def _check_model(job: Job, num_encoders: int, *, initial: bool) -> None:
         if holds:
             print(f"note: {note}", file=sys.stderr)
     k, num_virtual = config.tiles.k, config.virtual_ranks or 1
-    if has_layers and asked != "frozen" and encoder.freeze != "all" and k is not None and k <= num_virtual:
+    # What the model is to choose tiles by is calibrated on more than it will choose.
+    is_measured_before = asked == "frozen" or (asked == "calibrated" and config.tiles.tiles == "top")
+    if has_layers and not is_measured_before and encoder.freeze != "all" and k is not None and k <= num_virtual:
         raise TrainerError(
             f"tiles.k={k} over virtual_ranks={num_virtual}: BatchNorm has nothing to measure in virtual ranks of "
             "one tile; give more --tiles.k, fewer --virtual-ranks, or --encoder.batchnorm frozen"

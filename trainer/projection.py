@@ -43,7 +43,7 @@ _MOST_TILES, _MOST_BYTES = 1_024, 256_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class EpochTiles:
-    """Tiles of one epoch: encoded and read by training steps, and scored in validation."""
+    """Tiles of one epoch: encoded and read by training steps, and scored in validation and to rank them."""
 
     num_encoded: int
     num_read: int
@@ -101,11 +101,12 @@ def count_epoch(num_tiles: Sequence[int], config: RunConfig) -> EpochTiles:
     """
     cohort, tiles = config.cohort, config.resolved(1).tiles
     drawn = (1 - cohort.val_fraction - cohort.test_fraction) * cohort.fraction_per_epoch
-    used = [count_rows(n, tiles) for n in num_tiles]
+    used, ranks = [count_rows(n, tiles) for n in num_tiles], tiles.tiles == "top"
     return EpochTiles(
         num_encoded=round(drawn * sum(used)),
         num_read=round(drawn * sum(map(min, used, num_tiles))),
-        num_scored=round(cohort.val_fraction * sum(min(n, tiles.max_tiles) for n in num_tiles)),
+        # Slides whose tiles the model ranks are scored before they are trained on.
+        num_scored=round((cohort.val_fraction + drawn * ranks) * sum(min(n, tiles.max_tiles) for n in num_tiles)),
     )
 
 

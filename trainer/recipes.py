@@ -1,10 +1,20 @@
-"""Recipes: functions that return a whole config. Start from one, override single fields on the command line."""
+"""Recipes: functions that return a whole config; and methods, which change a recipe's config into another way to learn.
+
+Start from RECIPE, or from RECIPE+METHOD, and override single fields on the command line. Methods are the rows of the
+paper's Table 1 (Campanella et al. 2024): end-to-end learning, and the baselines that it is held against, in one trainer
+and on the same slides, so that nothing but the method differs. A method says nothing of the task, the cohort, the
+epochs or the machine.
+"""
 
 import dataclasses
 from collections.abc import Callable
 
-from trainer.config import Aggregator, Cohort, Encoder, Machine, Optim, RunConfig, Tiles
+from trainer.config import Aggregator, Augment, Cohort, Encoder, Machine, Optim, RunConfig, Tiles
 from trainer.errors import TrainerError
+
+_FROZEN_LR = 1e-4
+_TRANSMIL_WIDTHS = 4
+"""TransMIL's tokens are so many times as wide as GMA's attention layer: 512, as in its paper, beside 128."""
 
 
 def demo() -> RunConfig:
@@ -53,8 +63,8 @@ def egfr_resnet50() -> RunConfig:
 def finetune_vit_base() -> RunConfig:
     """A foundation model fine-tuned by slides' labels: ViT-base + GMA, 15 x 728 tiles, AMP (the paper's Fig. 6).
 
-    AdamW at 1e-6 for 20 epochs; the frozen baseline beside it is --encoder.freeze all --optim.lr 1e-4. Give your own
-    model's weights by --encoder.weights, or another encoder by --encoder.name; timm's are of ImageNet.
+    AdamW at 1e-6 for 20 epochs; the frozen baseline beside it is finetune_vit_base+frozen_gma. Give your own model's
+    weights by --encoder.weights, or another encoder by --encoder.name; timm's are of ImageNet.
     """
     return RunConfig(
         virtual_ranks=15,
@@ -64,17 +74,100 @@ def finetune_vit_base() -> RunConfig:
     )
 
 
+def end_to_end(config: RunConfig) -> RunConfig:
+    """Encoder and aggregator learn together, as the recipe has it (the paper's method)."""
+    return config
+
+
+def frozen_gma(config: RunConfig) -> RunConfig:
+    """The encoder stays as it is, gated attention learns over its features (Ilse et al. 2018)."""
+    return _frozen(config, dataclasses.replace(config.aggregator, name="gma"))
+
+
+def frozen_transmil(config: RunConfig) -> RunConfig:
+    """The encoder stays as it is, TransMIL learns over its features (Shao et al. 2021)."""
+    width = _TRANSMIL_WIDTHS * config.aggregator.hidden
+    return _frozen(config, dataclasses.replace(config.aggregator, name="transmil", hidden=width))
+
+
+def tile_mean(config: RunConfig) -> RunConfig:
+    """Supervised on tiles: each learns the slide's label, and a slide's prediction is its tiles' mean.
+
+    With --tiles.regions only tiles inside a pathologist's annotations learn it.
+    """
+    return dataclasses.replace(config, aggregator=dataclasses.replace(config.aggregator, name="tile_mean"))
+
+
+def tile_max(config: RunConfig) -> RunConfig:
+    """As tile_mean, but a slide's prediction is that of the tile where what is looked for is most probable."""
+    return dataclasses.replace(config, aggregator=dataclasses.replace(config.aggregator, name="tile_max"))
+
+
+def max_pool(config: RunConfig) -> RunConfig:
+    """Max-pool MIL: of each slide the tile that the model ranks highest learns its label (Campanella et al. 2019).
+
+    All tiles of an epoch's slides are ranked by the model as it is at its start. A slide's prediction is that of its
+    highest tile. A tile alone has no statistics for BatchNorm: those of the weights stay, or where these are random,
+    those that were measured on training slides.
+    """
+    batchnorm = config.encoder.batchnorm
+    if batchnorm not in ("frozen", "calibrated"):
+        batchnorm = "calibrated" if config.encoder.weights is None else "frozen"
+    return dataclasses.replace(
+        tile_max(config),
+        tiles=dataclasses.replace(config.tiles, tiles="top", k=1, k_per_rank=None),
+        encoder=dataclasses.replace(config.encoder, batchnorm=batchnorm),
+    )
+
+
+def _frozen(config: RunConfig, aggregator: Aggregator) -> RunConfig:
+    """The aggregator alone learns, at 1e-4 (the paper's Fig. 6), from tiles as they are."""
+    encoder = config.encoder
+    return dataclasses.replace(
+        config,
+        augment=Augment(flips=False, stain=0.0, blur=0.0),
+        encoder=dataclasses.replace(
+            encoder,
+            freeze="all",
+            drop_path=0.0,
+            layer_decay=1.0,
+            batchnorm="frozen" if encoder.batchnorm in ("virtual", "sync") else encoder.batchnorm,
+        ),
+        aggregator=aggregator,
+        optim=dataclasses.replace(config.optim, lr=_FROZEN_LR, aggregator_lr=None),
+    )
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     recipe.__name__: recipe for recipe in (demo, breast_full_slide, egfr_resnet50, finetune_vit_base)
+}
+METHODS: dict[str, Callable[[RunConfig], RunConfig]] = {
+    method.__name__: method for method in (end_to_end, frozen_gma, frozen_transmil, tile_mean, tile_max, max_pool)
 }
 
 
 def get_recipe(name: str) -> RunConfig:
-    """A recipe's config.
+    """The config of RECIPE, or of RECIPE+METHOD.
 
     Raises:
-        TrainerError: no such recipe; names those there are.
+        TrainerError: no such recipe or method; names those there are.
     """
-    if name not in RECIPES:
-        raise TrainerError(f"unknown recipe {name!r}; one of {', '.join(RECIPES)}")
-    return dataclasses.replace(RECIPES[name](), recipe=name)
+    recipe, plus, method = name.partition("+")
+    if recipe not in RECIPES:
+        raise TrainerError(f"unknown recipe {recipe!r}; one of {', '.join(RECIPES)}")
+    if plus and method not in METHODS:
+        raise TrainerError(f"unknown method {method!r} in {name!r}; RECIPE+METHOD takes one of {', '.join(METHODS)}")
+    config = RECIPES[recipe]()
+    return dataclasses.replace(METHODS[method](config) if plus else config, recipe=name)
+
+
+def describe_choices() -> str:
+    """Recipes and methods, each with the first line of its docstring."""
+    lines = []
+    for title, choices in (("recipes", RECIPES), ("methods, as RECIPE+METHOD", METHODS)):
+        width = max(map(len, choices))
+        told = [
+            f"  {name:<{width}}  {(choice.__doc__ or '').partition(chr(10))[0]}" for name, choice in choices.items()
+        ]
+        lines += [f"{title}:", *told, ""]
+    return "\n".join(lines).rstrip()

@@ -1,11 +1,12 @@
-"""Scores of whole slides: by all ranks together for validation and test, and what they add up to."""
+"""Scores of slides: by all ranks together for validation, test and the ranking of tiles; and what they add up to."""
 
-import itertools
 import json
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +20,11 @@ from trainer.job import Job
 from trainer.loading.quarantine import quarantined
 from trainer.loading.shards import ShardLoader
 from trainer.measures.merits import PREDICTED, find_merit, measure_all
-from trainer.sampler import plan_scoring, shards_of, steps_of
+from trainer.sampler import ALL, Eligible, StepPlan, plan_scoring, shards_of, steps_of
 from trainer.step import Engine, SlideInput
 from trainer.stopping import is_noted, stopped, wants_stop
+
+Taken = TypeVar("Taken")
 
 
 class Tick(Protocol):
@@ -40,6 +43,68 @@ class Score:
     """As `heads.Head.predict` has them."""
     loss: float
     attention: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scored(Generic[Taken]):
+    """What came of scoring slides: of all groups on the main rank, of its own group on other aggregators."""
+
+    taken: dict[str, Taken]
+    """slide_id to what was taken of its score; empty where no score is known."""
+    skipped: dict[str, str]
+    """slide_id to why it could not be read."""
+    stops: bool
+    """A signal to any rank ended it; the same on all ranks."""
+
+
+def score_slides(
+    engine: Engine,
+    job: Job,
+    num_tiles: Mapping[str, int],
+    take: Callable[[StepPlan, Score], Taken],
+    *,
+    doing: str,
+    tick: Tick,
+    loader: ShardLoader | None = None,
+    may_stop: bool = False,
+    eligible: Eligible = ALL,
+) -> Scored[Taken]:
+    """Scores slides, one by one, and keeps of each score what `take` makes of it; called by all ranks together.
+
+    Args:
+        engine: the model.
+        job: the run.
+        num_tiles: slide_id to tiles, of the slides.
+        take: called on aggregators with each score, which is as long as the slide has tiles: hold less of it.
+        doing: for the progress.
+        tick: progress.
+        loader: whose memory to use; one of its own by default.
+        may_stop: a signal to any rank ends it (`trainer.stopping`).
+        eligible: the rows to score of slides that are not scored whole.
+    """
+    targets, comm = {case.slide_id: case.targets for case in job.cohort.cases}, engine.comm
+    steps = steps_of(plan_scoring(num_tiles, tiles=job.config.tiles, eligible=eligible), comm.topology, comm.rank)
+    engine.set_training(False)
+    loader = loader or job.loader(comm, quarantined=quarantined(job.run))
+    taken, skipped = dict[str, Taken](), dict[str, str]()
+    with loader.read(shards_of(steps, comm.topology, comm.rank, job.config.seed)) as reading:
+        for step in steps:
+            outcome = engine.score(SlideInput(step, reading.slide(step).first(), targets[step.slide_id]))
+            tick(doing=doing, total=len(steps))
+            if outcome.error:
+                skipped[step.slide_id] = outcome.error
+            elif outcome.outputs_C is not None and outcome.attention_K is not None:
+                predictions, attention = engine.head.predict(outcome.outputs_C), outcome.attention_K.double()
+                score = Score(step.slide_id, predictions.cpu().numpy(), outcome.loss, attention.cpu().numpy())
+                taken[step.slide_id] = take(step, score)
+            if may_stop and comm.agree("stop" if is_noted() else "")[0]:
+                break
+    stops = may_stop and wants_stop(comm)
+    if comm.topology.num_groups > 1:
+        by_group = comm.to_main((taken, skipped)) or [(taken, skipped)]
+        taken = dict(sorted((item for those, _ in by_group for item in those.items()), key=itemgetter(0)))
+        skipped = dict(sorted((item for _, those in by_group for item in those.items()), key=itemgetter(0)))
+    return Scored(taken, skipped, stops)
 
 
 def score_split(
@@ -62,33 +127,19 @@ def score_split(
     Raises:
         Stopped: a signal ended it.
     """
-    cases, comm = job.cohort.of(split), engine.comm
-    all_steps = plan_scoring(job.cohort.num_tiles(split), tiles=job.config.tiles)
-    steps = steps_of(all_steps, comm.topology, comm.rank)
-    engine.set_training(False)
-    loader = loader or job.loader(comm, quarantined=quarantined(job.run))
-    scores, skipped = [], []
-    with loader.read(shards_of(steps, comm.topology, comm.rank, job.config.seed)) as reading:
-        for step in steps:
-            outcome = engine.score(SlideInput(step, reading.slide(step).first(), cases[step.slide_id].targets))
-            tick(doing=f"scoring {split}", total=len(steps))
-            if outcome.error:
-                skipped.append((step.slide_id, outcome.error))
-            elif outcome.outputs_C is not None and outcome.attention_K is not None:
-                predictions, attention = engine.head.predict(outcome.outputs_C), outcome.attention_K.double()
-                scores.append(Score(step.slide_id, predictions.cpu().numpy(), outcome.loss, attention.cpu().numpy()))
-            if may_stop and comm.agree("stop" if is_noted() else "")[0]:
-                break
-    if may_stop and wants_stop(comm):
-        raise stopped(comm, f"while it scored {split} slides")
-    if comm.topology.num_groups > 1:
-        by_group = comm.to_main((scores, skipped)) or [(scores, skipped)]
-        scores, skipped = (sorted(itertools.chain(*lists), key=_slide_id) for lists in zip(*by_group, strict=True))
-    return scores, skipped
-
-
-def _slide_id(found: Score | tuple[str, str]) -> str:
-    return found.slide_id if isinstance(found, Score) else found[0]
+    scored = score_slides(
+        engine,
+        job,
+        job.cohort.num_tiles(split),
+        lambda _, score: score,
+        doing=f"scoring {split}",
+        tick=tick,
+        loader=loader,
+        may_stop=may_stop,
+    )
+    if scored.stops:
+        raise stopped(engine.comm, f"while it scored {split} slides")
+    return list(scored.taken.values()), list(scored.skipped.items())
 
 
 def split_merit(scores: list[Score], cohort: Cohort) -> tuple[str, float]:

@@ -52,6 +52,7 @@ class Outcome:
     """Of the whole step's gradient, over both halves."""
     loss: float = float("nan")
     outputs_C: Tensor | None = None
+    """Of a tile-level aggregator in training those of each tile, (K, C)."""
     attention_K: Tensor | None = None
     contributions_KC: Tensor | None = None
     """Each tile's part of the outputs, where it was asked for and the aggregator can tell."""
@@ -133,7 +134,7 @@ class Engine:
         stats = RunningStats(self.encoder) if self.encoder is not None else None
         outcomes = [self._slide(slide, stats) for slide in slides]
         if self.comm.topology.num_groups > 1:
-            plain = [dataclasses.replace(o, outputs_C=None, attention_K=None) for o in outcomes]
+            plain = [_to_tell(outcome) for outcome in outcomes]
             outcomes = sorted(itertools.chain(*self.comm.from_groups(plain)), key=lambda o: o.plan.index)
 
         # 5b. gradients, and BatchNorm's statistics, summed over encoder ranks; over groups, the aggregator's too
@@ -310,6 +311,12 @@ def _with_first_at_hand(slide: SlideInput, clock: WaitClock) -> tuple[SlideInput
     shards = clock.watch(slide.shards)
     first = list(itertools.islice(shards, 1))
     return slide._replace(shards=itertools.chain(first, shards)), first[0].error if first else ""
+
+
+def _to_tell(outcome: Outcome) -> Outcome:
+    """What other groups need of it: nothing that grows with the slide's tiles."""
+    plan = dataclasses.replace(outcome.plan, eligible=None)
+    return dataclasses.replace(outcome, plan=plan, outputs_C=None, attention_K=None)
 
 
 def _norm(half: nn.Module) -> float:

@@ -11,7 +11,7 @@ import tifffile
 
 from tiler import TilerError
 from tiler.masks import trace_outline
-from tiler.outside import find_masks, read_outside
+from tiler.outside import find_masks, read_outside, read_polygons
 from tiler.synth.layout import smooth_noise
 
 SHAPE, COVERS = (60, 80), (1280.0, 960.0)
@@ -189,6 +189,32 @@ def test_overlapping_polygons_are_joined_and_one_may_fill_anothers_hole(tmp_path
 def test_features_that_are_no_tissue_by_their_class_are_passed_over(tmp_path: Path, classification: object) -> None:
     ignored = _feature(_polygon([[0, 0], [1280, 0], [1280, 960], [0, 960]]), classification=classification)
     assert np.array_equal(_read(_saved(tmp_path, [ignored, _feature(_polygon(SQUARE))])), SOLID)
+
+
+@pytest.mark.parametrize(
+    ("classification", "classes"),
+    [
+        ({"name": "Tumor"}, ("Tumor",)),
+        ({"name": "Tumor: Positive"}, ("Tumor: Positive", "Tumor", "Positive")),
+        ({"names": ["Tumor", "Positive"]}, ("Tumor", "Positive", "Tumor: Positive")),
+        ("Tumor", ("Tumor",)),
+        ({}, ()),
+        (None, ()),
+    ],
+)
+def test_a_polygon_knows_the_classes_of_its_feature(
+    tmp_path: Path, classification: object, classes: tuple[str, ...]
+) -> None:
+    inner = {"type": "GeometryCollection", "geometries": [_polygon(SQUARE, HOLE), _polygon(HOLE)]}
+    found = read_polygons(_saved(tmp_path, [_feature(inner, classification=classification), _polygon(SQUARE)]))
+    assert [polygon.classes for polygon in found] == [classes, classes, ()]
+    assert [len(polygon.rings) for polygon in found] == [2, 1, 1]
+
+
+def test_json_that_is_nested_without_end_is_told(tmp_path: Path) -> None:
+    (tmp_path / "case.geojson").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(TilerError, match=r"^case\.geojson: not GeoJSON polygons"):
+        read_polygons(tmp_path / "case.geojson")
 
 
 def test_what_lies_outside_the_slide_is_cut_off(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """What is used follows from the seed alone: the same slides and tiles on any number of ranks, and after a resume."""
 
+import json
 from collections import defaultdict
 
 import numpy as np
 import pytest
 
 from trainer.config import Tiles
-from trainer.sampler import Balance, SlideSampler, plan_epoch, plan_scoring
+from trainer.sampler import Balance, SlideSampler, draw_rows, plan_epoch, plan_scoring
 from trainer.topology import Topology
 
 SLIDES = {f"case_{i}": 5 + 7 * i for i in range(8)} | {"tiny": 1}
@@ -105,3 +106,41 @@ def test_planning_a_large_epoch_does_not_touch_tiles() -> None:
     assert len(steps) == 6_525
     assert all(isinstance(step.num_rows, int) for step in steps[:10])
     assert np.unique([step.slide_id for step in steps]).size == 6_525
+
+
+TOP = Tiles(tiles="top", k=3)
+
+
+def test_chosen_rows_are_an_epochs_rows_and_part_of_its_state() -> None:
+    """Chosen on one rank's word, told to a resumed run on three; forgotten with the epoch."""
+    one = SlideSampler(SLIDES, Topology.make(1, "auto", 2), 0, seed=3, tiles=TOP)
+    one.set_epoch(1)
+    assert one.to_rank() == SLIDES
+    one.chosen |= {slide_id: np.arange(num)[-3:] for slide_id, num in SLIDES.items() if slide_id != "case_0"}
+    assert one.to_rank() == {"case_0": SLIDES["case_0"]}
+    one.chosen["case_0"] = np.zeros(0, np.int64)  # It could not be read.
+    one.advance()
+    state = json.loads(json.dumps(one.state_dict()))
+    for rank in range(3):
+        other = SlideSampler(SLIDES, Topology.make(3, "shared", 2), rank, seed=3, tiles=TOP)
+        other.load_state_dict(state)
+        assert other.to_rank() == {}
+        steps = other.steps()
+        assert [step.slide_id for step in steps] == [step.slide_id for step in one.steps()]
+        assert len(steps) == len(SLIDES) - 2
+        for step in steps:
+            assert draw_rows(step, 3).tolist() == list(range(SLIDES[step.slide_id]))[-3:]
+    one.set_epoch(2)
+    assert one.to_rank() == SLIDES
+
+
+def test_only_the_slides_that_an_epoch_draws_are_ranked() -> None:
+    sampler = SlideSampler(SLIDES, Topology.make(1, "auto", 2), 0, seed=3, fraction=0.5, tiles=TOP)
+    assert set(sampler.to_rank()) == {step.slide_id for step in sampler.steps()}
+    assert len(sampler.to_rank()) == 5
+
+
+def test_a_state_of_before_rows_were_chosen_is_understood() -> None:
+    sampler = SlideSampler(SLIDES, Topology.make(1, "auto", 2), 0, seed=3, tiles=FIXED)
+    sampler.load_state_dict({"epoch": 4, "next_step": 2})
+    assert (sampler.epoch, len(sampler.steps()), sampler.to_rank()) == (4, len(SLIDES) - 2, {})

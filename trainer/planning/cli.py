@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from trainer.config import AggregatorName
 from trainer.errors import TrainerError
 from trainer.planning.rates import DEVICES, RateInputs
 
@@ -47,7 +48,7 @@ class Plan:
     """Tile side, px."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: the encoder under autocast."""
-    aggregator: Literal["gma", "transmil", "mean", "max"] = "gma"
+    aggregator: AggregatorName = "gma"
     """Aggregator."""
     aggregator_rank: Literal["auto", "dedicated", "shared"] = "auto"
     """As machine.aggregator: shared lets the first rank encode too; auto does with one device."""

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from trainer.aggregators import build_aggregator
 from trainer.batchnorm import BatchNorm
-from trainer.config import Aggregator, Encoder
+from trainer.config import Aggregator, AggregatorName, Encoder
 from trainer.encoders.encoder import build_encoder
 from trainer.sampler import StepPlan
 
 Fault = Literal["none", "scale", "drop", "swap", "group"]
 DType = Literal["float64", "float32", "bf16"]
-AggregatorName = Literal["gma", "transmil", "mean", "max"]
 TILE_PX = 32
 _HIDDEN = 16
 _COLUMNS = 6

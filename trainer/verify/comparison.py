@@ -14,9 +14,10 @@ from typing import Any, Literal
 import torch
 
 from trainer.batchnorm import BatchNorm
+from trainer.config import AggregatorName
 from trainer.errors import TrainerError
 from trainer.ranks import run_ranks
-from trainer.verify.cases import AggregatorName, Case, DType, Fault, build_halves
+from trainer.verify.cases import Case, DType, Fault, build_halves
 from trainer.verify.errors import Result, merge, relative, sum_up
 from trainer.verify.parallel import compare_rank
 from trainer.verify.single import as_single, named_state, run_single

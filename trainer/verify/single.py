@@ -33,8 +33,9 @@ def run_single(case: Case) -> Trace:
             of_step = []
             for plan in plan_step(case, step):
                 tiles_KHWC, cells_K2, label = draw_slide(case, plan)
-                outputs_C, _ = aggregator(_encode(encoder, tiles_KHWC, case, layers), cells_K2)
-                of_step.append(F.cross_entropy(outputs_C[None], torch.tensor([label])))
+                outputs, _ = aggregator(_encode(encoder, tiles_KHWC, case, layers), cells_K2)
+                rows_RC = outputs.reshape(-1, outputs.shape[-1])  # One of the slide, or one of each tile.
+                of_step.append(F.cross_entropy(rows_RC, torch.full((len(rows_RC),), label)))
             torch.stack(of_step).mean().backward()
         losses += of_step
         gradients = gradients or named_gradients(halves)

@@ -61,9 +61,9 @@ def test_ranks_virtual_ranks_and_groups_give_one_process() -> None:
 def test_a_vision_transformer_and_every_aggregator_give_one_process() -> None:
     cases = [
         *plan(encoders=["vit_tiny_patch16_224"], ranks=[1], virtual_ranks=[3], groups=[2], num_steps=1),
-        *plan(aggregators=["transmil", "mean", "max"], virtual_ranks=[3], groups=[1]),
+        *plan(aggregators=["transmil", "mean", "max", "tile_mean", "tile_max"], virtual_ranks=[3], groups=[1]),
     ]
-    assert len(cases) == 4 * 2 * 2
+    assert len(cases) == 6 * 2 * 2
     assert not [result for result in verify(cases) if not result.holds]
 
 
