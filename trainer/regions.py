@@ -130,10 +130,11 @@ def rows_inside(manifest: Manifest, polygons: Iterable[Polygon]) -> NDArray[np.i
         low, high = polygon.rings[0].min(axis=0), polygon.rings[0].max(axis=0)
         # Annotations are small: most tiles lie far from them.
         (near,) = np.nonzero(((centres_N2 >= low) & (centres_N2 <= high)).all(axis=1) & ~is_inside_N)
-        is_odd = np.zeros(len(near), np.bool_)
-        for ring in polygon.rings:
-            is_odd ^= points_in_poly(centres_N2[near], ring)
-        is_inside_N[near[is_odd]] = True
+        outer, *holes = polygon.rings
+        is_within = points_in_poly(centres_N2[near], outer)
+        for hole in holes:
+            is_within &= ~points_in_poly(centres_N2[near], hole)
+        is_inside_N[near[is_within]] = True
     return np.flatnonzero(is_inside_N)
 
 
