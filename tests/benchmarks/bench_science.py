@@ -35,15 +35,17 @@ class Study:
     ks: tuple[int, ...]
     epochs: int
     methods: tuple[str, ...]
+    lr: float = 5e-4
+    """The demo's."""
     jobs: int = 2
 
 
 LARGE = Study(
     num_slides=120,
     seed=11,
-    num_splits=8,
+    num_splits=5,
     ks=(4, 12, 24, 48, 96),
-    epochs=15,
+    epochs=30,
     methods=("end_to_end", "frozen_gma", "frozen_transmil", "tile_mean", "tile_max", "max_pool"),
 )
 
@@ -57,7 +59,7 @@ def main(study: Study, root: Path) -> dict[str, Any]:
     shares = ("--val-fraction", 0.15, "--test-fraction", 0.35)
     slidegrad("splits", *inputs, "--out", root / "splits", "--num", study.num_splits, *shares)
     of_all = ("sweep", "demo", *inputs, "--splits", root / "splits", "--jobs", study.jobs)
-    flags = ("--optim.epochs", study.epochs)
+    flags = ("--optim.epochs", study.epochs, "--optim.lr", study.lr)
     by_k = slidegrad(*of_all, "--out", root / "by_k", "--k", _listed(study.ks), *flags)
     methods = slidegrad(
         *of_all, "--out", root / "methods", "--k", study.ks[-1], "--method", _listed(study.methods), *flags
@@ -67,19 +69,19 @@ def main(study: Study, root: Path) -> dict[str, Any]:
         "loss_rho": trend["loss_rho"],
         "auc_largest_less_smallest": trend["test_auc"],
         "methods_less_end_to_end": {line["method"]: line["test_auc"] for line in methods["differences"]},
-        "final_losses": final_losses(root, inputs, study),
+        "final_losses": final_losses(root, inputs, study, flags),
         "tables": [by_k["table"], methods["table"]],
     }
 
 
-def final_losses(root: Path, inputs: tuple[Any, ...], study: Study) -> dict[str, float]:
+def final_losses(root: Path, inputs: tuple[Any, ...], study: Study, flags: tuple[Any, ...]) -> dict[str, float]:
     """The last epoch's training loss of one seed on one process, and on three, of which two encode."""
     found = {}
     for name, num_processes in (("one process, two virtual ranks", 1), ("an aggregator and two encoder ranks", 3)):
         run = root / f"nproc{num_processes}"
         if not (run / "result.json").exists():
             how = ("--out", run, "--nproc", num_processes, "--split", root / "splits/split_000.csv")
-            slidegrad("train", "demo", *inputs, *how, "--tiles.k", study.ks[-1], "--optim.epochs", study.epochs)
+            slidegrad("train", "demo", *inputs, *how, "--tiles.k", study.ks[-1], *flags)
         found[name] = [e["train_loss"] for e in read_events(run) if e["event"] == "epoch"][-1]
     return found
 
