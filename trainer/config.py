@@ -8,12 +8,13 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast, get_type_hints
+from typing import Annotated, Any, Literal, Self, cast
 
 import tyro
 import yaml
 
 from tiler.version import VERSION
+from trainer.config_file import VERSION_KEY, build, flat, parse, plain
 from trainer.errors import TrainerError
 
 
@@ -217,8 +218,6 @@ class Optim:
         _check(self.patience is None or self.patience >= 1, "optim.patience", self.patience, "at least 1")
 
 
-_VERSION = "version"
-"""Of Slidegrad, beside the fields in `config.yaml`."""
 COLLECTIVES_S = 6 * 3600
 """How long ranks wait for each other, s (`trainer.comm`): an aggregator for a slide's features, a group for another's
 slides. A rank that ends is noticed at once, so this ends only what hangs for a reason that nobody knew."""
@@ -344,17 +343,17 @@ class RunConfig:
 
     def differences(self, other: Self) -> list[str]:
         """Names of the fields that make another run of it; `machine` and `cohort.max_skipped` do not count."""
-        ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        ours, theirs = flat(self.to_dict()), flat(other.to_dict())
         return sorted(name for name in ours if ours[name] != theirs[name] and not _may_change(name))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, fit for YAML."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return plain
+        values: dict[str, Any] = plain(dataclasses.asdict(self))
+        return values
 
     def to_yaml(self) -> str:
         """The file `config.yaml`, with the version that writes it."""
-        return yaml.safe_dump({_VERSION: VERSION, **self.to_dict()}, sort_keys=False)
+        return yaml.safe_dump({VERSION_KEY: VERSION, **self.to_dict()}, sort_keys=False)
 
     @classmethod
     def from_yaml(cls, text: str, where: str) -> Self:
@@ -363,9 +362,9 @@ class RunConfig:
         Raises:
             TrainerError: no config; or fields that this version does not know or take, by name.
         """
-        values, version = _parse(text, where)
+        values, version = parse(text, where)
         faults: list[str] = []
-        config = cast(Self, _build(cls, values, "", faults))
+        config = cast(Self, build(cls, values, "", faults))
         if faults:
             written = f", written by Slidegrad {version}" if version not in (None, VERSION) else ""
             way_out = "go on with that version, or give another --out" if written else "mend the file"
@@ -374,8 +373,8 @@ class RunConfig:
 
     def added_to(self, text: str, where: str) -> list[str]:
         """Fields that a `config.yaml` from before they were there lacks, each with the default that it gets."""
-        values, _ = _parse(text, where)
-        ours, theirs = _flat(self.to_dict()), _flat(values)
+        values, _ = parse(text, where)
+        ours, theirs = flat(self.to_dict()), flat(values)
         return [f"{name} ({ours[name]})" for name in ours if name not in theirs]
 
 
@@ -387,69 +386,3 @@ def _check(good: bool, name: str, value: object, expected: str) -> None:
 def _may_change(name: str) -> bool:
     """It says how the work is done, or when it ends, not what it gives."""
     return name.startswith("machine.") or name == "cohort.max_skipped"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, item in value.items():
-        out.update(_flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item})
-    return out
-
-
-def _parse(text: str, where: str) -> tuple[dict[str, Any], str | None]:
-    """The values of a `config.yaml`, in today's names, and the version that wrote it, if it said so."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise TrainerError(f"{where}: not a run's config ({str(error).partition(chr(10))[0]})") from None
-    if not isinstance(values, dict):
-        raise TrainerError(f"{where}: not a run's config (got {values!r:.40})")
-    version = values.pop(_VERSION, None)
-    return _without_old_names(values), version
-
-
-def _without_old_names(values: dict[str, Any]) -> dict[str, Any]:
-    """A saved config in today's fields: tiles.augment was a switch for flips, machine.read_ahead a number of shards."""
-    values = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
-    tiles, machine = values.get("tiles"), values.get("machine")
-    if isinstance(tiles, dict) and "augment" in tiles and "augment" not in values:
-        values["augment"] = {"flips": tiles.pop("augment")}
-    if isinstance(machine, dict):
-        machine.pop("read_ahead", None)
-        if "keep" in machine and machine["keep"] is None:
-            machine["keep"] = "all"
-    return values
-
-
-def _build(cls: Any, values: Any, prefix: str, faults: list[str]) -> Any:
-    """A dataclass from plain values; what does not fit is added to `faults`, and has its default."""
-    from typeguard import TypeCheckError, check_type
-
-    hints, out = get_type_hints(cls), {}
-    if not isinstance(values, dict):
-        faults.append(f"{prefix.rstrip('.')} is {values!r}, expected a section")
-        return cls()
-    for name, value in values.items():
-        if name not in hints:
-            faults.append(f"{prefix}{name} is no setting of this version")
-            continue
-        if dataclasses.is_dataclass(hints[name]):
-            out[name] = _build(hints[name], value, f"{prefix}{name}.", faults)
-            continue
-        if "Path" in str(hints[name]) and isinstance(value, str):
-            value = Path(value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        try:
-            out[name] = check_type(value, hints[name])
-        except TypeCheckError:
-            faults.append(f"{prefix}{name} is {value!r}, which this version does not take")
-    return cls(**out) if not faults else cls()
