@@ -78,11 +78,6 @@ def digest_of(encoder: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def is_spread(half: nn.Module) -> bool:
-    """Whether a half's weights are spread over ranks."""
-    return isinstance(half, FSDPModule)
-
-
 def whole(states: Any, *, keep: bool) -> Any:
     """Nested states with whole tensors on the CPU in place of slices; called by all encoder ranks together.
 

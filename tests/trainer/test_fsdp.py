@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from tests.trainer.test_step import shards_of
 from tests.trainer.test_train import QUICK, arguments, losses, train, weights
@@ -18,7 +19,6 @@ from trainer.cli import Train
 from trainer.comm import Comm
 from trainer.config import Encoder, Machine, Optim, RunConfig
 from trainer.errors import TrainerError
-from trainer.fsdp import is_spread
 from trainer.heads import Head
 from trainer.loading.shards import NO_CELLS, Reads, Shard, SlideInput
 from trainer.model import build_engine
@@ -70,7 +70,7 @@ def few_steps(rank: int, world_size: int, is_on: bool, keep: int, fault: str) ->
         machine=Machine(fsdp=is_on, keep=keep),
     )
     engine = build_engine(config, comm, tile_px=32, head=Head.of_classes(2))
-    assert is_spread(engine.encoder or nn.Identity()) == (is_on and comm.is_encoder)
+    assert isinstance(engine.encoder, FSDPModule) == (is_on and comm.is_encoder)
     update, found = Update(engine, config), dict[str, Tensor]()
     for step, num_tiles in enumerate(SIZES):
         tiles = torch.randint(0, 256, (num_tiles, 32, 32, 3), generator=torch.Generator().manual_seed(step)).byte()
