@@ -12,8 +12,11 @@ from trainer.errors import TrainerError
 from trainer.phases import Phases
 
 if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
     from trainer.evaluation.evaluate import Evaluation
     from trainer.measures.operating import Rule
+    from trainer.reports.findings import Table
 
 _DEFAULT_THRESHOLD = ("0.5",)
 
@@ -102,12 +105,20 @@ class Evaluate:
         # A log is not as narrow as rich takes it for; names of values may hold brackets or colons.
         width = None if sys.stderr.isatty() else 160
         console = Console(file=sys.stderr, width=width, markup=False, emoji=False)
-        for table in tables.build_tables(found.result["task"], found.levels):
-            console.print(table)
-        if found.subgroups:
-            console.print(tables.build_subgroups(found.subgroups))
-        if found.against:
-            console.print(tables.build_comparison(found.against))
+        for table in tables.build_all(found.result["task"], found.levels, found.subgroups, found.against):
+            console.print(_for_screen(table))
         notes = tables.describe(found.result, found.levels, rules) + tables.describe_subgroups(found.subgroups)
         for note in notes:
             console.print(f"note: {note}", highlight=False)
+
+
+def _for_screen(table: "Table") -> "RichTable":
+    from rich import box
+    from rich.table import Table as RichTable
+
+    shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for i, name in enumerate(table.header):
+        shown.add_column(name, justify="left" if i == 0 else "right")
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown

@@ -27,6 +27,7 @@ from trainer.measures.operating import Rule
 from trainer.measures.resampling import NUM_REPLICATES
 from trainer.outcome import keep_scores, score_anew
 from trainer.prepare import open_run, read_config
+from trainer.reports.report import write_report
 from trainer.scoring import Tick, write_result
 
 
@@ -98,6 +99,8 @@ def evaluate(request: Request, tick: Tick) -> Evaluation:
     found.result["val_skipped"] = val_skipped
     if request.scores is None:
         write_result(request.run, found.result)
+    if request.is_own and (request.run / "report.html").is_file():  # It shows what was found.
+        write_report(request.run)
     return found
 
 

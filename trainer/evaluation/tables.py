@@ -1,13 +1,14 @@
-"""An evaluation for people: tables and sentences, on stderr."""
+"""An evaluation for people: tables and sentences, for the screen and for the run's report.
+
+Made from what the file `RUN/evaluation/SPLIT.json` holds, and from nothing else.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
 from tiler.doctor.words import count
 from trainer.measures.operating import Rule
+from trainer.reports.findings import Table
 from trainer.targets import Task
 
 _MAX_ROWS = 30
@@ -17,39 +18,51 @@ _NUMBERS = {"r2": "R²", "mae": "mean error", "spearman": "rank correlation"}
 Section = Mapping[str, Any]
 
 
+def build_all(
+    task: Task, levels: Mapping[str, Section], subgroups: Sequence[Section], against: Section | None
+) -> list[Table]:
+    """All that there is of an evaluation."""
+    tables = build_tables(task, levels)
+    if subgroups:
+        tables.append(build_subgroups(subgroups))
+    if against:
+        tables.append(build_comparison(against))
+    return tables
+
+
 def build_tables(task: Task, levels: Mapping[str, Section]) -> list[Table]:
     """One table of measures, a column for each level; for tasks of two answers one of thresholds."""
     by_level = {level: _questions(section) for level, section in levels.items()}
     names = list(next(iter(by_level.values())))
-    measures = _table("", *(f"{level} ({section['num']:,})" for level, section in levels.items()))
+    measures = Table("Measures", ("", *(f"{level} ({section['num']:,})" for level, section in levels.items())), [])
     for name in names:
         sections = [found[name] for found in by_level.values()]
         prefix = f"{name} " if name else ""
         for label, cells in _rows(sections, task):
-            measures.add_row(prefix + label, *cells)
+            measures.rows.append((prefix + label, *cells))
     if task == "classes" and not names[0]:
         for label, key in (("balanced accuracy", "balanced_accuracy"), ("Brier score", "brier")):
             if all(key in section for section in levels.values()):
-                measures.add_row(label, *(_number(section[key]) for section in levels.values()))
+                measures.rows.append((label, *(_number(section[key]) for section in levels.values())))
     tables = [measures]
-    thresholds = _table("called positive from", "of", *_RATES.values())
+    thresholds = Table("Thresholds", ("called positive from", "of", *_RATES.values()), [])
     for level, found in by_level.items():
         for name, section in found.items():
             for one in section.get("thresholds", ()):
                 rule = one["rule"] if one["chosen_on"] is None else f"{one['rule']}: {_number(one['threshold'])}"
                 cells = [_share(one[rate]) for rate in _RATES] if "sensitivity" in one else [one["reason"], "", "", ""]
-                thresholds.add_row(rule, f"{level} {name}".rstrip(), *cells)
-    return [*tables, thresholds] if thresholds.row_count else tables
+                thresholds.rows.append((rule, f"{level} {name}".rstrip(), *cells))
+    return [*tables, thresholds] if thresholds.rows else tables
 
 
 def build_subgroups(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Subgroups, as many as a screen holds."""
     measure = "R²" if rows and rows[0]["measure"] == "r2" else "AUC"
-    table = _table("column", "value", "of", "slides", "positive", measure)
+    table = Table("Subgroups", ("column", "value", "of", "slides", "positive", measure), [])
     for row in rows[:_MAX_ROWS]:
         found = ", ".join(filter(None, [_interval(row["estimate"], [row["low"], row["high"]]), row["reason"]]))
         positive = "" if row["num_positive"] is None else f"{row['num_positive']:,}"
-        table.add_row(row["column"], row["value"], row["of"], f"{row['num_slides']:,}", positive, found)
+        table.rows.append((row["column"], row["value"], row["of"], f"{row['num_slides']:,}", positive, found))
     return table
 
 
@@ -60,7 +73,8 @@ def describe_subgroups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def build_comparison(against: Mapping[str, Any]) -> Table:
     """This run beside the other."""
-    table = _table("", "this run", "the other", "difference (bootstrap)", "DeLong")
+    header = ("", "this run", "the other", "difference (bootstrap)", "DeLong")
+    table = Table("Beside another run", header, [])
     for level, section in against.items():
         if not isinstance(section, Mapping):
             continue
@@ -69,12 +83,14 @@ def build_comparison(against: Mapping[str, Any]) -> Table:
             measure = "r2" if "r2" in part else "auc"
             delong = part.get("delong")
             tested = "" if delong is None or delong["p"] is None else f"{_range(delong['ci'])}, p = {delong['p']:.3g}"
-            table.add_row(
-                f"{level} ({section['num']:,}) {name}".rstrip(),
-                _number(part[measure]),
-                _number(part[f"{measure}_other"]),
-                part["reason"] or _interval(part["difference"], part["difference_ci"]),
-                tested,
+            table.rows.append(
+                (
+                    f"{level} ({section['num']:,}) {name}".rstrip(),
+                    _number(part[measure]),
+                    _number(part[f"{measure}_other"]),
+                    part["reason"] or _interval(part["difference"], part["difference_ci"]),
+                    tested,
+                )
             )
     return table
 
@@ -133,13 +149,6 @@ def _rows(sections: Sequence[Section], task: Task) -> list[tuple[str, list[str]]
         )
         rows.append(("expected calibration error", [_number(found.get("expected_error")) for found in told]))
     return rows
-
-
-def _table(*names: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for i, name in enumerate(names):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    return table
 
 
 def _share(found: Mapping[str, Any]) -> str:

@@ -59,6 +59,7 @@ class Heatmap:
         from trainer.heatmaps.explain import Explainer
         from trainer.prepare import open_run
         from trainer.privacy import without_paths
+        from trainer.reports.report import write_report
 
         job = open_run(self.run_folder, self.manifests)
         cases = self._choose(job.cohort)
@@ -79,6 +80,8 @@ class Heatmap:
                 if error:
                     failed[slide_id] = error
                 counter.advance()
+        if slides and (self.run_folder / "report.html").is_file():  # It shows what was drawn.
+            write_report(self.run_folder)
         return self._tell(cases, slides, failed, explainer.missing, job.config.encoder.batchnorm)
 
     def _choose(self, cohort: "Cohort") -> "list[Case]":

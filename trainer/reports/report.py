@@ -5,29 +5,37 @@ show is found by `findings`, layout is in `report.html`, pictures are in `plots`
 a report leaves the house. It loads nothing from elsewhere, and holds slide ids but never a path.
 """
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests.files import disk_name, write_text
+from manifests.files import write_text
 from trainer.errors import TrainerError
+from trainer.evaluation import tables
 from trainer.measures.merits import MERITS, measure_all, rank_of
 from trainer.measures.statistics import Interval
 from trainer.reports import plots
-from trainer.reports.findings import Findings, decimals, find_all, significant
+from trainer.reports.findings import Findings, find_all
 from trainer.reports.page import render_page
-from trainer.reports.runlog import SPLITS, RunLog, Scores, read_log, read_result, read_scores, read_settings
+from trainer.reports.pictures import find_curves, find_heatmap
+from trainer.reports.runlog import (
+    SPLITS,
+    RunLog,
+    Scores,
+    read_evaluation,
+    read_log,
+    read_result,
+    read_scores,
+    read_settings,
+)
 from trainer.targets import Task
 
 _MEASURES = {"auc": "AUC", "r2": "R²", "loss": "loss"}
 _FLOORS = {"auc": (0.5, "chance"), "r2": (0.0, "the mean")}
 _DIGESTS = {"cohort": "slides, labels and splits", "manifests": "manifests", "weights": "the encoder's first weights"}
-_MAX_PICTURE_PX = 1800
 
 
 def write_report(run: Path) -> Path:
@@ -35,7 +43,7 @@ def write_report(run: Path) -> Path:
 
     Args:
         run: the run's folder, with `metrics.jsonl` and, as far as they are there, `config.yaml`, `scores.parquet`,
-            `result.json` and `heatmaps/*.png` (named by `manifests.files.disk_name`).
+            `result.json`, `evaluation/` and `heatmaps/*.png` (named by `manifests.files.disk_name`).
 
     Returns:
         The report's file.
@@ -64,7 +72,8 @@ def write_report(run: Path) -> Path:
         "learning": _learning_charts(log, best["epoch"], merit),
         "scores": scores,
         "findings": findings,
-        "heatmap": _heatmap(run / "heatmaps", scores),
+        "evaluation": _evaluation(run, scores, result),
+        "heatmap": find_heatmap(run / "heatmaps", scores),
         "skips": _skips(log, result),
         "notes": _notes(log, scores, findings),
         "split_names": SPLITS,
@@ -164,39 +173,16 @@ def _columns(lines: list[dict[str, Any]], *names: str) -> list[NDArray[np.float6
     return [np.array([line.get(name) for line in lines], np.float64) for name in names]
 
 
-def _heatmap(folder: Path, scores: Scores | None) -> dict[str, Any] | None:
-    """The heatmap of the slide with most of what is looked for, else of any; None if there is none.
-
-    That is the highest score of the last class, in slides of that class if there are; or in the first column.
-    """
-    files = {file.stem: file for file in sorted(folder.glob("*.png"))}
-    others = ("_contribution", "_tiles")  # What else a slide's heatmap leaves (`trainer.heatmaps.drawing`).
-    file, about = next((file for file in files.values() if not file.stem.endswith(others)), None), dict[str, Any]()
-    if scores:
-        column = -1 if scores.task == "classes" else 0
-        is_other = scores.targets[:, 0] != len(scores.names) - 1 if scores.task == "classes" else 0
-        wanted = np.lexsort((-scores.predictions[:, column], np.broadcast_to(is_other, len(scores.slide_ids))))
-        if (i := next((i for i in wanted if disk_name(scores.slide_ids[i]) in files), None)) is not None:
-            file = files[disk_name(scores.slide_ids[i])]
-            about = {"slide_id": scores.slide_ids[i], "about": _describe(scores, i)}
-    if file is None or (picture := cv2.imread(str(file))) is None:
+def _evaluation(run: Path, scores: Scores | None, result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `slidegrad evaluate` found for these scores; None where it did not look at them yet."""
+    found = read_evaluation(run, scores, result)
+    if scores is None or found is None:
         return None
-    shrink = min(1.0, _MAX_PICTURE_PX / max(picture.shape[:2]))
-    picture = cv2.resize(picture, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-    jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
-    uri = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-    return {"uri": uri, "slide_id": file.stem, "about": ""} | about
-
-
-def _describe(scores: Scores, i: int) -> str:
-    """What is true of slide number `i`, and what was predicted."""
-    target, name = scores.targets[i, 0], scores.names[0]
-    if scores.task == "classes":
-        return f"label {scores.names[round(target)]}, score {decimals(scores.predictions[i, -1])}"
-    true = "not known" if np.isnan(target) else significant(target)
-    is_number = scores.task == "regression"
-    found = significant(scores.predictions[i, 0]) if is_number else decimals(scores.predictions[i, 0])
-    return f"{name} {true}, {'predicted' if is_number else 'score'} {found}"
+    return {
+        "tables": tables.build_all(scores.task, found["levels"], found["subgroups"], found["against"]),
+        "curves": find_curves(run / "evaluation", scores.split),
+        "notes": tables.describe(found, found["levels"], ()) + tables.describe_subgroups(found["subgroups"]),
+    }
 
 
 def _skips(log: RunLog, result: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -127,6 +127,18 @@ def read_scores(run: Path, result: Mapping[str, Any]) -> Scores | None:
         )
 
 
+def read_evaluation(run: Path, scores: Scores | None, result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `slidegrad evaluate` wrote of these scores; None if it did not, or of another checkpoint's."""
+    if scores is None:
+        return None
+    with _readable(run / "evaluation" / f"{scores.split}.json") as file:
+        if file is None:
+            return None
+        found = dict(json.loads(file.read_text(encoding="utf-8")))
+        same = found["best_epoch"] == result.get("best_epoch") and found["num_slides"] == len(scores.slide_ids)
+        return found if same else None
+
+
 def read_settings(run: Path) -> dict[str, str]:
     """`config.yaml` as dotted key to value, without paths; empty if there is none."""
     with _readable(run / "config.yaml") as file:

@@ -46,15 +46,18 @@ def make_run(
             split = SPLITS[2 - p % 3]
             ids = {"specimen_id": f"p{p}", "patient_id": f"p{p}"}
             cases.append(Case(slide_id=slide_id, targets=targets, split=split, num_tiles=5, **ids))
-            rows.append({"slide_id": slide_id, "patient_id": f"p{p}", "split": split, "found": found.tolist()})
-            known = ["" if math.isnan(t) else repr(t) if task == "regression" else f"{t:.0f}" for t in targets]
-            cells.append([slide_id, *known, "FM"[p // 6 % 2], ("A", "B", "")[p // 3 % 3]])
+            known = [None if math.isnan(target) else target for target in targets]
+            told = {"label": int(targets[0])} if task == "classes" else {"targets": known}
+            rows.append({"slide_id": slide_id, "patient_id": f"p{p}", "split": split, "found": found.tolist(), **told})
+            texts = ["" if math.isnan(t) else repr(t) if task == "regression" else f"{t:.0f}" for t in targets]
+            cells.append([slide_id, *texts, "FM"[p // 6 % 2], ("A", "B", "")[p // 3 % 3]])
     columns = NAMES.get(task, ("label",))
     classes = tuple(map(str, range(num_classes))) if task == "classes" else ()
     run.mkdir(parents=True, exist_ok=True)
     Cohort(tuple(cases), classes, task=task, columns=columns).write(run / "cohort.csv")
     (run / "config.yaml").write_text(RunConfig(virtual_ranks=1, head=Head(task=task, columns=columns)).to_yaml())
-    table = {name: [row[name] for row in rows] for name in ("slide_id", "patient_id", "split")}
+    columns_kept = ("slide_id", "patient_id", "split", "label" if task == "classes" else "targets")
+    table = {name: [row[name] for row in rows] for name in columns_kept}
     table["values" if task == "regression" else "probs"] = [row["found"] for row in rows]
     pq.write_table(pa.table(table), run / "scores.parquet")
     with (run / "labels.csv").open("w", newline="") as stream:

@@ -19,6 +19,7 @@ from trainer.errors import TrainerError
 from trainer.evaluation.cli import Evaluate
 from trainer.measures.merits import rounded
 from trainer.prepare import read_config
+from trainer.reports.report import write_report
 
 Make = Callable[..., Path]
 
@@ -73,6 +74,23 @@ def test_two_classes_at_each_level(make: Make) -> None:
         assert (run / "evaluation" / name).read_bytes().startswith(b"\x89PNG")
     assert str(run) not in (run / "evaluation/test.json").read_text()
     assert {file.name for file in run.iterdir()} == before | {"evaluation"}, "result and report are those of the run"
+
+
+def test_the_runs_report_shows_what_was_found_of_its_own_scores(make: Make) -> None:
+    run, other = make(), make("other", seed=1)
+    began = {"event": "run", "recipe": "demo", "started": "2026-01-01T00:00:00", "versions": {}, "num_slides": {}}
+    began |= {"world_size": 0, "device": "", "digests": {}}
+    (run / "metrics.jsonl").write_text(json.dumps(began) + '\n{"event": "end", "seconds": 1.0}\n')
+    report = write_report(run)
+    assert "Slides, specimens, patients" not in report.read_text()
+    evaluate(run, by=("sex",), labels=run / "labels.csv", against=other)
+    shown = report.read_text()
+    for part in ("Slides, specimens, patients", "patients (8)", "Thresholds", "Subgroups", "Beside another run"):
+        assert part in shown
+    assert shown.count("data:image/jpeg") == 2, "precision and recall, calibration"
+    assert "they count as the higher class" in shown
+    (run / "result.json").write_text('{"best_epoch": 3}')  # Of another checkpoint than what was evaluated.
+    assert "Slides, specimens, patients" not in write_report(run).read_text()
 
 
 def test_thresholds_are_chosen_on_validation_slides(make: Make) -> None:
