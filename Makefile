@@ -7,6 +7,8 @@ EXTRAS ?= cu13,train,serve,test
 SEED ?= 0
 SLIDES ?=
 LABELS ?=
+# Tests by file, one file on each core.
+SPREAD := -n logical --maxprocesses 8 --dist loadfile
 # With a seed of its own each demo has a folder of its own; the same command again starts the training anew.
 DEMO := out/demo-seed$(SEED)$(if $(SLIDES),-own,)
 
@@ -33,10 +35,10 @@ endif
 	@echo "report: $(abspath $(DEMO)/run/report.html)" >&2
 
 test: setup
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest $(SPREAD)
 
 quick: setup
-	$(RUN)/python -m pytest -m "not slow"
+	$(RUN)/python -m pytest $(SPREAD) -m "not slow"
 
 lint: setup
 	$(RUN)/ruff check .

@@ -23,6 +23,11 @@ NUM_SLIDES = 12
 settings.register_profile("slidegrad", deadline=None)
 settings.load_profile("slidegrad")
 
+# One core for each of several workers: ranks and threads of one test otherwise wait for those of another, spinning.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 # Shells start jobs in the background with Ctrl-C ignored, and what is started from here would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
