@@ -1,16 +1,20 @@
 """What the paper shows, asked of a synthetic cohort: does more of a slide help, and does learning end to end?
 
-Set beforehand, before any of it was run: the cohort, its difficulty and seed (LARGE, not those of the demo), the
-splits, the recipe, epochs and values of K below; test slides choose nothing. Encoders start from random weights, the
-same for every method in a split. Three questions:
+Set beforehand: the cohort's difficulty is that of `slidegrad synth`, its seed no other's; epochs, steps and values of K
+below were tried on the demo's slides (seed 0) alone, by their training loss; test slides choose nothing. Encoders start
+from random weights, the same for every method in a split. Three questions:
 
 - K: final training loss (mean over splits) against tiles per slide; Spearman's rho. And test AUC of the largest K less
-  that of the smallest, with the 95 % interval over splits (Nadeau and Bengio's, as splits overlap).
-- Methods at the largest K: test AUC of each less end-to-end's on the same splits, likewise.
-- Processes: the final training loss of one seed on one process, which runs both virtual ranks, and on an aggregator
-  with two encoder ranks.
+  that of the smallest.
+- Methods at the largest K: test AUC of each less end-to-end's on the same splits.
+- Processes: the final training loss of one seed on one process with one virtual rank, on one that runs both virtual
+  ranks, and on an aggregator with two encoder ranks.
 
-The folder is kept if --out names one; the same command then goes on.
+Intervals (95 %) of differences: over splits (Nadeau and Bengio's, as splits overlap) where there are several; of the
+test slides of the one split (bootstrap, by patients) otherwise.
+
+LARGE is what the report tells of; SMALL is run by the tests. The folder is kept if --out names one; the same command
+then goes on.
 """
 
 import argparse
@@ -23,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.journal import read_events
+from trainer.sweep.grid import END_TO_END, Point
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,8 @@ class Study:
     ks: tuple[int, ...]
     epochs: int
     methods: tuple[str, ...]
-    lr: float = 5e-4
-    """The demo's."""
+    shares: tuple[float, float] = (0.15, 0.35)
+    """Of validation and test slides."""
     jobs: int = 2
 
 
@@ -44,9 +49,18 @@ LARGE = Study(
     num_slides=120,
     seed=11,
     num_splits=5,
-    ks=(4, 12, 24, 48, 96),
-    epochs=30,
+    ks=(4, 8, 16, 32, 64),
+    epochs=12,
     methods=("end_to_end", "frozen_gma", "frozen_transmil", "tile_mean", "tile_max", "max_pool"),
+)
+SMALL = Study(
+    num_slides=90,
+    seed=12,
+    num_splits=1,
+    ks=(4, 8, 12, 24, 48),
+    epochs=10,
+    methods=("frozen_gma",),
+    shares=(0.1, 0.24),
 )
 
 
@@ -56,32 +70,55 @@ def main(study: Study, root: Path) -> dict[str, Any]:
         slidegrad("synth", "--out", root / "cohort", "--slides", study.num_slides, "--seed", study.seed)
         slidegrad("tile", root / "cohort/slides", "--out", root / "manifests", "--tile-px", 32, "--mpp", 2.0)
     inputs = ("--manifests", root / "manifests", "--labels", root / "cohort/labels.csv")
-    shares = ("--val-fraction", 0.15, "--test-fraction", 0.35)
+    shares = ("--val-fraction", study.shares[0], "--test-fraction", study.shares[1])
     slidegrad("splits", *inputs, "--out", root / "splits", "--num", study.num_splits, *shares)
     of_all = ("sweep", "demo", *inputs, "--splits", root / "splits", "--jobs", study.jobs)
-    flags = ("--optim.epochs", study.epochs, "--optim.lr", study.lr)
+    flags = ("--optim.epochs", study.epochs, "--optim.slides-per-step", 1)
     by_k = slidegrad(*of_all, "--out", root / "by_k", "--k", _listed(study.ks), *flags)
     methods = slidegrad(
         *of_all, "--out", root / "methods", "--k", study.ks[-1], "--method", _listed(study.methods), *flags
     )
     (trend,) = by_k["trends"]
+    if study.num_splits > 1:
+        growth = trend["test_auc"]
+        others = {line["method"]: line["test_auc"] for line in methods["differences"]}
+    else:
+        growth = over_slides(root / "by_k", root / "by_k", study.ks[-1], study.ks[0])
+        (method,) = study.methods
+        others = {method: over_slides(root / "methods", root / "by_k", study.ks[-1], study.ks[-1], method)}
     return {
         "loss_rho": trend["loss_rho"],
-        "auc_largest_less_smallest": trend["test_auc"],
-        "methods_less_end_to_end": {line["method"]: line["test_auc"] for line in methods["differences"]},
+        "auc_largest_less_smallest": growth,
+        "methods_less_end_to_end": others,
         "final_losses": final_losses(root, inputs, study, flags),
         "tables": [by_k["table"], methods["table"]],
     }
 
 
+def over_slides(sweep: Path, other: Path, k: int, other_k: int, method: str = END_TO_END) -> dict[str, Any]:
+    """The test AUC of a sweep's run less that of another one of the same split, drawn over its test slides."""
+    run, against = (
+        folder / "runs" / Point(k=of, precision="float32", nproc=1, split="s000", method=name).name
+        for folder, of, name in ((sweep, k, method), (other, other_k, END_TO_END))
+    )
+    found = slidegrad("evaluate", run, "--scores", run / "scores.parquet", "--against", against)["against"]["slides"]
+    low, high = found["difference_ci"]
+    return {"difference": found["difference"], "low": low, "high": high, "num": found["num"]}
+
+
 def final_losses(root: Path, inputs: tuple[Any, ...], study: Study, flags: tuple[Any, ...]) -> dict[str, float]:
-    """The last epoch's training loss of one seed on one process, and on three, of which two encode."""
+    """The last epoch's training loss of one seed, by who did the work."""
     found = {}
-    for name, num_processes in (("one process, two virtual ranks", 1), ("an aggregator and two encoder ranks", 3)):
-        run = root / f"nproc{num_processes}"
+    for name, num_processes, virtual_ranks in (
+        ("one process, one virtual rank", 1, 1),
+        ("one process, two virtual ranks", 1, 2),
+        ("an aggregator and two encoder ranks", 3, 2),
+    ):
+        run = root / f"nproc{num_processes}_virtual{virtual_ranks}"
         if not (run / "result.json").exists():
-            how = ("--out", run, "--nproc", num_processes, "--split", root / "splits/split_000.csv")
-            slidegrad("train", "demo", *inputs, *how, "--tiles.k", study.ks[-1], *flags)
+            how = ("--out", run, "--nproc", num_processes, "--virtual-ranks", virtual_ranks)
+            of = ("--split", root / "splits/split_000.csv", "--tiles.k", study.ks[-1])
+            slidegrad("train", "demo", *inputs, *how, *of, *flags)
         found[name] = [e["train_loss"] for e in read_events(run) if e["event"] == "epoch"][-1]
     return found
 
