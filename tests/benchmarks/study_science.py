@@ -42,6 +42,8 @@ class Study:
     methods: tuple[str, ...]
     shares: tuple[float, float] = (0.15, 0.35)
     """Of validation and test slides."""
+    loss_epochs: int = 12
+    """Of the runs whose final losses are compared."""
     jobs: int = 2
 
 
@@ -61,6 +63,7 @@ SMALL = Study(
     epochs=10,
     methods=("frozen_gma",),
     shares=(0.1, 0.24),
+    loss_epochs=2,
 )
 
 
@@ -73,7 +76,8 @@ def main(study: Study, root: Path) -> dict[str, Any]:
     shares = ("--val-fraction", study.shares[0], "--test-fraction", study.shares[1])
     slidegrad("splits", *inputs, "--out", root / "splits", "--num", study.num_splits, *shares)
     of_all = ("sweep", "demo", *inputs, "--splits", root / "splits", "--jobs", study.jobs)
-    flags = ("--optim.epochs", study.epochs, "--optim.slides-per-step", 1)
+    steps = ("--optim.slides-per-step", 1)
+    flags = ("--optim.epochs", study.epochs, *steps)
     by_k = slidegrad(*of_all, "--out", root / "by_k", "--k", _listed(study.ks), *flags)
     methods = slidegrad(
         *of_all, "--out", root / "methods", "--k", study.ks[-1], "--method", _listed(study.methods), *flags
@@ -90,7 +94,7 @@ def main(study: Study, root: Path) -> dict[str, Any]:
         "loss_rho": trend["loss_rho"],
         "auc_largest_less_smallest": growth,
         "methods_less_end_to_end": others,
-        "final_losses": final_losses(root, inputs, study, flags),
+        "final_losses": final_losses(root, inputs, study, ("--optim.epochs", study.loss_epochs, *steps)),
         "tables": [by_k["table"], methods["table"]],
     }
 
