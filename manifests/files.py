@@ -105,6 +105,13 @@ def read_manifest(file: Path | str) -> Manifest:
         return parse_manifest(Path(file).read_bytes(), str(file)).manifest
 
 
+def read_hashed(file: Path) -> tuple[Manifest, str]:
+    """One manifest, and the BLAKE2b-128 of its file's bytes, hex; raises as `read_manifest`."""
+    with _guarded(file):
+        content = file.read_bytes()
+        return parse_manifest(content, str(file)).manifest, hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def read_record(file: Path | str) -> SlideRecord:
     """Reads only a manifest's record, from the footer; raises as `read_manifest`, but does not look for damage."""
     with _guarded(file):

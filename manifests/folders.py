@@ -131,7 +131,12 @@ class WebFolder:
 
 def open_folder(url: str) -> Folder:
     """The folder at an address with `://`, other than file://."""
-    return WebFolder(url) if url.startswith(("http://", "https://")) else StoreFolder(url)
+    return WebFolder(url) if is_web(url) else StoreFolder(url)
+
+
+def is_web(url: str) -> bool:
+    """Whether a web server is asked for it."""
+    return url.startswith(("http://", "https://"))
 
 
 def shown(url: str) -> str:

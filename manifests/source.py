@@ -1,13 +1,14 @@
 """One way to get at manifests, wherever they lie: `open_manifests(root)`.
 
 A source maps slide ids to manifests and knows the catalogue: a tree as the tiler writes it or a compacted set, in a
-folder of this machine, in an object store, or behind a web server.
+folder of this machine, in an object store, or behind a web server; or a tile-index service.
 """
 
 import contextlib
 import os
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -19,9 +20,10 @@ import pyarrow.parquet as pq
 from manifests.catalog import read_catalog, read_known, rebuild_catalog, scan_catalog
 from manifests.errors import ManifestError
 from manifests.files import read_manifest, tiles_key, tiles_path
-from manifests.folders import Folder, LocalFolder, open_folder
+from manifests.folders import Folder, LocalFolder, is_web, open_folder
 from manifests.parse import Parsed, parse_manifest, parse_table
 from manifests.schema import Manifest
+from manifests.service import find_service
 from manifests.sets import SET_KEY, CompactedManifests, complete_catalog
 
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+(.*)", re.DOTALL)
@@ -120,12 +122,14 @@ def open_manifests(root: str | Path) -> ManifestSource:
 
     Args:
         root: a folder, or an address such as s3://bucket/manifests or https://server/manifests, that holds a tree of
-            manifests or a compacted set.
+            manifests or a compacted set; or the address of a service, which is told from a web server by its answer.
 
     Raises:
         ManifestError: nothing there, or an address of a kind that cannot be read.
     """
-    return open_stored(root)
+    url = _ADDRESS.sub(r"\1://\2", str(root))
+    service = find_service(url) if is_web(url) else None
+    return open_stored(root) if service is None else service
 
 
 def open_stored(root: str | Path) -> StoredSource:
@@ -182,8 +186,11 @@ def _open_folder(folder: Folder) -> StoredSource:
     try:
         table = parse_table(folder.read("catalog.parquet"), f"{folder.where}/catalog.parquet")
     except FileNotFoundError:
+        what = "a manifests folder, a set or a service"
+        if is_web(folder.where) and find_spec("httpx") is None:
+            what += " (which needs httpx; pip install httpx)"
         raise ManifestError(
-            f"{folder.where}: no manifests here (no catalog.parquet); give the address of a manifests folder or set"
+            f"{folder.where}: no manifests here (no catalog.parquet); give the address of {what}"
         ) from None
     if SET_KEY in (table.schema.metadata or {}):
         return CompactedManifests(folder, table)

@@ -40,6 +40,9 @@ class Train:
     name a split, patients are split by the seed and --cohort.…"""
     out: Path
     """The run's folder."""
+    index: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
+    """Address of a service (`slidegrad serve`) that tells where tiles lie; --manifests tells where slides lie, and the
+    rest while the service does not answer. SLIDEGRAD_TOKEN, or SLIDEGRAD_TOKEN_FILE a file's name: its token."""
     nproc: int = 1
     """Processes on this machine, the aggregator included."""
     restarts: int = 0
@@ -110,6 +113,8 @@ class Train:
             split=self.split,
             topology=topology,
             resume=self.resume or is_ours,
+            index=self.index,
+            is_restart=is_ours,
         )
         if launch_id():
             write_text(begun, launch_id())
@@ -148,17 +153,19 @@ class Train:
         if comm.is_main:
             self._prepare(topology)
         comm.barrier()
+        job = open_run(self.out, index=self.index, tells=comm.is_first_encoder)
         with (
             progress_bar() as bar,
-            closing(Loop(open_run(self.out), comm, Phases(bar) if comm.is_main else silent)) as loop,
+            closing(Loop(job, comm, Phases(bar) if comm.is_main else silent)) as loop,
         ):
             loop.run()
             return conclude(loop)
 
     def _rank_arguments(self) -> list[str]:
         """The command line of a rank; everything that matters is in `config.yaml` by now."""
-        paths = {"--manifests": self.manifests, "--labels": self.labels, "--out": self.out}
-        return [self.config.recipe, *(str(word) for pair in paths.items() for word in pair), "--resume"]
+        given = {"--manifests": self.manifests, "--labels": self.labels, "--out": self.out, "--index": self.index}
+        words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
+        return [self.config.recipe, *words, "--resume"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Self
 
 from manifests import LocalManifests, ManifestSource, open_manifests
 from manifests.catalog import read_paths
+from manifests.source import local_path
 from tiler.pool import share_memory
 from trainer.cohort import Cohort
 from trainer.comm import Comm
@@ -28,15 +29,24 @@ class Job:
     """The run's folder."""
     config: RunConfig
     cohort: Cohort
+    root: Path
+    """The manifests folder: where slides lie, and their thumbnails."""
     source: ManifestSource
+    """Where tiles lie: this folder, or an index in front of it."""
     paths: dict[str, Path]
     """slide_id to slide file."""
     tile_px: int
     tile_mpp: float
 
     @classmethod
-    def open(cls, run: Path, config: RunConfig, cohort: Cohort) -> Self:
+    def open(cls, run: Path, config: RunConfig, cohort: Cohort, index: ManifestSource | None = None) -> Self:
         """Opens the manifests and checks that they fit together.
+
+        Args:
+            run: the run's folder.
+            config: the run's.
+            cohort: likewise.
+            index: what tells where tiles lie, in the place of the manifests folder.
 
         Raises:
             TrainerError: tiles of several sizes, or no local tree of manifests.
@@ -44,11 +54,12 @@ class Job:
         """
         manifests = config.machine.manifests
         assert manifests is not None, "set when the run is prepared"
-        source = open_manifests(manifests)
-        if not isinstance(source, LocalManifests):
+        root, source = local_path(manifests), open_manifests(manifests) if index is None else index
+        has_paths = isinstance(source, LocalManifests) or (index and root and (root / "paths").is_dir())
+        if root is None or not has_paths:
             raise TrainerError(
                 f"{manifests}: training needs the folder that `slidegrad tile` wrote, where slide paths are kept; "
-                "got a compacted set or an address"
+                "got a compacted set, an address (that of a service is given as --index), or a folder without them"
             )
         wanted = {case.slide_id for case in cohort.cases}
         rows = [row for row in source.catalog().to_pylist() if row["slide_id"] in wanted]
@@ -60,10 +71,16 @@ class Job:
             raise TrainerError(
                 f"{manifests}: the cohort's manifests hold tiles of several kinds ({listed}); tile again"
             )
-        paths = read_paths(source.root, config.machine.archive)
         tile_px, tile_mpp = sizes.pop()
         return cls(
-            run=run, config=config, cohort=cohort, source=source, paths=paths, tile_px=tile_px, tile_mpp=tile_mpp
+            run=run,
+            config=config,
+            cohort=cohort,
+            root=root,
+            source=source,
+            paths=read_paths(root, config.machine.archive),
+            tile_px=tile_px,
+            tile_mpp=tile_mpp,
         )
 
     def loader(

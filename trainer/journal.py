@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from trainer.index import IndexedManifests
 from trainer.job import Job
 from trainer.provenance import digests, versions
 from trainer.step import Engine, Outcome
@@ -16,7 +17,8 @@ from trainer.step import Engine, Outcome
 class Journal:
     """Appends events; only the main rank keeps one.
 
-    Events: run, step, epoch, skip, end. A resumed run appends; of two lines for one step or epoch the last counts.
+    Events: run, step, epoch, skip, index (which did not give all manifests), end. A resumed run appends; of two lines
+    for one step or epoch the last counts.
     """
 
     def __init__(self, run: Path) -> None:
@@ -62,6 +64,7 @@ def describe_run(job: Job, engine: Engine) -> dict[str, Any]:
         "recipe": job.config.recipe,
         "versions": versions(),
         "digests": digests(job),
+        "index": isinstance(job.source, IndexedManifests),
         "device": engine.comm.device.type,
         "world_size": topology.world_size,
         "num_encoder_ranks": len(topology.encoder_ranks),

@@ -22,6 +22,7 @@ from trainer.comm import Comm
 from trainer.errors import TrainerError
 from trainer.features.cache import serve_run
 from trainer.heads import Head
+from trainer.index import IndexedManifests
 from trainer.job import Job, cores_per_rank, rank_memory
 from trainer.journal import Journal, describe_run, describe_step
 from trainer.loading.quarantine import InHand, collect_crashes
@@ -29,6 +30,7 @@ from trainer.loading.shards import ShardLoader, ShardReading, SlideInput
 from trainer.measures.merits import MERITS, rank_of
 from trainer.memory import peak_memory, settle_keep
 from trainer.model import build_engine, load_weights
+from trainer.privacy import without_paths
 from trainer.ranking import rank_slides
 from trainer.regions import read_regions
 from trainer.sampler import ALL, Eligible, SlideSampler, StepPlan, count_eligible, count_rows, shards_of, steps_of
@@ -139,6 +141,7 @@ class Loop:
         except Stopped:
             self._save(epoch, slide=self.sampler.next_step)
             raise
+        self._note_index(epoch, journal)
         epoch_s = train_s + time.perf_counter() - trained
         peak_bytes = self.comm.most(peak_memory(self.comm.device))
         if journal:
@@ -262,6 +265,15 @@ class Loop:
         self.standing.skipped[slide_id] = reason
         if journal:
             journal.write("skip", slide_id=slide_id, epoch=epoch, reason=reason)
+
+    def _note_index(self, epoch: int, journal: Journal | None) -> None:
+        """Writes down that ranks had manifests from the folder, as the index did not give them."""
+        if not isinstance(self.job.source, IndexedManifests):
+            return
+        troubles = [trouble for trouble in self.comm.from_all(self.job.source.take_trouble()) if trouble.reason]
+        if journal and troubles:
+            reason, num_local = without_paths(troubles[0].reason), sum(trouble.num_local for trouble in troubles)
+            journal.write("index", epoch=epoch, num_local=num_local, num_ranks=len(troubles), reason=reason)
 
     def _validate(self, epoch: int, journal: Journal | None) -> dict[str, float]:
         """`val_loss`, the mean loss on the validation slides, whole, `val_auc`, and the merit if it is another.

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 
-from manifests import open_manifests
+from manifests import ManifestError, ManifestSource, open_manifests
 from manifests.files import write_text
+from manifests.service import ServiceManifests, open_service
+from manifests.source import local_path
 from trainer.batchnorm import BatchNorm
 from trainer.checkpoint import list_checkpoints
 from trainer.cohort import Cohort, load_cohort, refuse_other_split
@@ -18,6 +20,7 @@ from trainer.errors import TrainerError
 from trainer.features.store import check_root
 from trainer.fsdp import blocks_of
 from trainer.heads import Head
+from trainer.index import describe_manifests, open_index, read_record, write_record
 from trainer.job import Job
 from trainer.model import build_engine
 from trainer.recipes import demo, get_recipe
@@ -39,6 +42,8 @@ def prepare_run(
     split: Path | None = None,
     topology: Topology,
     resume: bool,
+    index: str | None = None,
+    is_restart: bool = False,
 ) -> None:
     """Writes `config.yaml` (resolved) and `cohort.csv` (with splits), or checks that a resumed run still fits them.
 
@@ -50,6 +55,8 @@ def prepare_run(
         split: the split's file, if there is one; a resumed run must have the same.
         topology: the ranks.
         resume: go on with the run that is there.
+        index: address of the service that tells where tiles lie, in the place of the manifests folder.
+        is_restart: this launch has begun the run already, and goes on whether or not the index answers now.
 
     Raises:
         SlidegradError: anything that would stop the run later, in one sentence.
@@ -59,11 +66,11 @@ def prepare_run(
         raise TrainerError(f"{run} holds another run; give --resume to go on with it, or another --out")
     if resume and not file.exists():
         raise TrainerError(f"--resume: {run} holds no run (no config.yaml)")
-    machine = dataclasses.replace(
-        config.machine, manifests=manifests.resolve(), features=_resolved(config.machine.features)
-    )
+    root = manifests.resolve() if local_path(manifests) is not None else manifests
+    machine = dataclasses.replace(config.machine, manifests=root, features=_resolved(config.machine.features))
     tiles = dataclasses.replace(config.tiles, regions=_resolved(config.tiles.regions))
     config = dataclasses.replace(config, machine=machine, tiles=tiles).resolved(topology.num_encoders)
+    source = None if index is None else _open_index(run, index, manifests, resume=resume, is_restart=is_restart)
     if resume:
         if changed := config.differences(read_config(run)):
             raise TrainerError(f"--resume with other settings than the run's: {', '.join(changed)}")
@@ -75,7 +82,7 @@ def prepare_run(
     else:
         cohort = load_cohort(
             labels,
-            open_manifests(manifests),
+            source or open_manifests(manifests),
             config.cohort,
             config.seed,
             head=config.head,
@@ -84,7 +91,7 @@ def prepare_run(
         )
     for note in cohort.notes:
         print(f"note: {note}", file=sys.stderr)
-    job = Job.open(run, config, cohort)
+    job = Job.open(run, config, cohort, source)
     _check_fit(config, topology)
     _check_model(job, topology.num_encoders, initial=not list_checkpoints(run))
     without_file = [case.slide_id for case in cohort.cases if case.slide_id not in job.paths]
@@ -99,6 +106,9 @@ def prepare_run(
     regions = find_regions(tiles, cohort, job.source) if tiles.regions is not None and not resume else None
     for note in regions.notes if regions is not None else changes_since(run, tiles, cohort) if resume else ():
         print(f"note: {note}", file=sys.stderr)
+    # An index that this run has had before is held to what it said then.
+    slide_ids = [case.slide_id for case in cohort.cases]
+    record = describe_manifests(source, slide_ids) if isinstance(source, ServiceManifests) else None
     if topology.num_virtual < topology.num_encoders:
         idle = topology.num_groups * (topology.num_encoders - topology.num_virtual)
         print(
@@ -109,9 +119,28 @@ def prepare_run(
         cohort.write(run / "cohort.csv")
         if regions is not None:
             regions.write(run)
+        if record is not None:
+            write_record(run, record)
         write_text(file, config.to_yaml())
     except OSError as error:
         raise TrainerError(f"--out {run}: cannot write there ({error.strerror})") from None
+
+
+def _open_index(run: Path, index: str, manifests: Path, *, resume: bool, is_restart: bool) -> ManifestSource:
+    """The service as it is now; of a run that has had it before, what it began with, once the service answers.
+
+    Raises:
+        TrainerError: it does not, or the run's record of it is damaged.
+    """
+    try:
+        if not resume or read_record(run) is None:
+            return open_service(index)
+        source = open_index(run, index, manifests, tells=False)
+        if not is_restart:
+            source.service.check()
+    except ManifestError as error:
+        raise TrainerError(f"--index {error}; or leave --index out, if {manifests} holds the manifests") from None
+    return source
 
 
 def _resolved(path: Path | None) -> Path | None:
@@ -215,9 +244,19 @@ def read_config(run: Path) -> RunConfig:
     return RunConfig.from_yaml(file.read_text(encoding="utf-8"), str(file))
 
 
-def open_run(run: Path, manifests: Path | None = None) -> Job:
-    """The job of a prepared run, its manifests at `manifests` if they have moved."""
+def open_run(run: Path, manifests: Path | None = None, index: str | None = None, *, tells: bool = False) -> Job:
+    """The job of a prepared run.
+
+    Args:
+        run: the run's folder.
+        manifests: the manifests folder, if it has moved.
+        index: address of a service; the run was prepared with one. It is asked for nothing yet.
+        tells: whether this rank says so once the service does not answer.
+    """
     config = read_config(run)
     if manifests is not None:
         config = dataclasses.replace(config, machine=dataclasses.replace(config.machine, manifests=manifests))
-    return Job.open(run, config, Cohort.read(run / "cohort.csv", head=config.head))
+    root = config.machine.manifests
+    assert root is not None, "set when the run is prepared"
+    source = None if index is None else open_index(run, index, root, tells=tells)
+    return Job.open(run, config, Cohort.read(run / "cohort.csv", head=config.head), source)

@@ -2,8 +2,8 @@
 
 The environment says what: FAULTS are `ACTION:PLACE:RANK:COUNT`, with commas between, to be done by rank RANK at its
 COUNT-th visit of PLACE; FAULTS_DONE is a folder with a file for each that was done, so that a process that is started
-again lives. READ_LOG, if it is there, is a folder where each process writes down what it reads, for each shard a line
-of (epoch, slide, virtual rank, rows).
+again lives. INDEX_PID is the process that is killed as the index. READ_LOG, if it is there, is a folder where each
+process writes down what it reads, for each shard a line of (epoch, slide, virtual rank, rows).
 """
 
 import os
@@ -37,6 +37,7 @@ ACTIONS: dict[str, Callable[[], object]] = {
     "crash": lambda: signal.pthread_kill(threading.get_ident(), signal.SIGSEGV),
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "usr1": lambda: os.kill(os.getpid(), signal.SIGUSR1),
+    "lose_index": lambda: os.kill(int(os.environ["INDEX_PID"]), signal.SIGKILL),
     "stall": lambda: time.sleep(float(os.environ["STALL_S"])),
 }
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests import LocalManifests, Manifest
+from manifests import Manifest
 from manifests.errors import SlidegradError
 from manifests.files import atomic_path, disk_name, mask_path, write_text
 from tiler.masks import Overview, read_mask
@@ -166,8 +166,7 @@ def draw_attention(job: Job, case: Case, score: Score) -> Path:
 
 
 def _overview(job: Job, case: Case) -> Overview:
-    assert isinstance(job.source, LocalManifests), "thumbnails lie beside local manifests"
-    return read_mask(mask_path(job.source.root, case.slide_id)).overview
+    return read_mask(mask_path(job.root, case.slide_id)).overview
 
 
 def _write_card(

@@ -15,14 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from manifests import LocalManifests, Manifest
+from manifests import Manifest
 from manifests.errors import SlidegradError
+from manifests.files import read_hashed, tiles_path
 from trainer.aggregators import contributions_of
 from trainer.checkpoint import chosen_checkpoint
 from trainer.cohort import Case
 from trainer.errors import TrainerError
 from trainer.heatmaps.goal import Goal
-from trainer.heatmaps.values import Origin, SlideValues, finite, origin_of, read_hashed, read_values
+from trainer.heatmaps.values import Origin, SlideValues, finite, origin_of, read_values
 from trainer.job import Job
 from trainer.loading.quarantine import quarantined
 from trainer.model import load_alone
@@ -88,10 +89,9 @@ class Explainer:
             yield from self._score(some)
 
     def _look_up(self, case: Case, file: Path) -> Found:
-        assert isinstance(self._job.source, LocalManifests), "a job has no others"
         try:
-            manifest, manifest_hash = read_hashed(self._job.source, case.slide_id)
-        except (SlidegradError, OSError) as error:
+            manifest, manifest_hash = read_hashed(tiles_path(self._job.root, case.slide_id))
+        except SlidegradError as error:
             return Found(case=case, error=f"slide {case.slide_id}: {without_paths(str(error))}")
         origin = dataclasses.replace(self._origin, manifest_hash=manifest_hash)
         return Found(case=case, manifest=manifest, origin=origin, values=read_values(file, origin))

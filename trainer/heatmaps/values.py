@@ -23,9 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from manifests import LocalManifests, Manifest
-from manifests.files import atomic_path, tiles_path
-from manifests.parse import parse_manifest
+from manifests import Manifest
+from manifests.files import atomic_path
 from trainer.checkpoint import read_state
 
 _KEY = b"slidegrad"
@@ -89,19 +88,6 @@ def origin_of(checkpoint: Path, output: str) -> Origin:
     text = json.dumps(digests, sort_keys=True).encode()
     weights_hash = hashlib.blake2b(text, digest_size=16).hexdigest() if digests else ""
     return Origin(manifest_hash="", checkpoint=checkpoint.name, weights_hash=weights_hash, output=output)
-
-
-def read_hashed(source: LocalManifests, slide_id: str) -> tuple[Manifest, str]:
-    """A slide's manifest, and the hash of its file.
-
-    Raises:
-        ManifestError: no manifest, or a damaged one.
-    """
-    file = tiles_path(source.root, slide_id)
-    if not file.exists():
-        return source[slide_id], ""  # Raises, in the source's words.
-    content = file.read_bytes()
-    return parse_manifest(content, file.name).manifest, hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def write_values(file: Path, manifest: Manifest, values: SlideValues) -> None:

@@ -41,6 +41,8 @@ class RunLog:
     epochs: list[dict[str, Any]]
     skips: list[dict[str, Any]]
     """slide_id, the last `reason`, and `num`, how many epochs it was skipped in."""
+    num_local: int
+    """Manifests that an index did not give, and that came from the folder."""
     end: dict[str, Any] | None
     """None while the run goes on, or if it was stopped."""
 
@@ -68,6 +70,7 @@ def read_log(run: Path) -> RunLog:
     steps: dict[int, dict[str, Any]] = {}
     epochs: dict[int, dict[str, Any]] = {}
     skipped: dict[str, dict[int, str]] = {}
+    local: dict[int, int] = {}
     for line in read_events(run):
         match line["event"]:
             case "run":
@@ -79,6 +82,8 @@ def read_log(run: Path) -> RunLog:
                 epochs[line["epoch"]] = line
             case "skip":
                 skipped.setdefault(line["slide_id"], {})[line["epoch"]] = line["reason"]
+            case "index":
+                local[line["epoch"]] = line["num_local"]
             case "end":
                 end = line
     return RunLog(
@@ -90,6 +95,7 @@ def read_log(run: Path) -> RunLog:
             {"slide_id": slide_id, "num": len(reasons), "reason": without_paths(list(reasons.values())[-1])}
             for slide_id, reasons in sorted(skipped.items())
         ],
+        num_local=sum(local.values()),
         end=end,
     )
 
