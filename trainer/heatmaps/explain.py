@@ -17,6 +17,7 @@ from torch import Tensor
 
 from manifests import LocalManifests, Manifest
 from manifests.errors import SlidegradError
+from manifests.privacy import without_paths
 from trainer.aggregators import contributions_of
 from trainer.checkpoint import chosen_checkpoint
 from trainer.cohort import Case
@@ -26,7 +27,6 @@ from trainer.heatmaps.values import Origin, SlideValues, finite, origin_of, read
 from trainer.job import Job
 from trainer.loading.quarantine import quarantined
 from trainer.model import load_alone
-from trainer.privacy import without_paths
 from trainer.sampler import draw_rows, plan_scoring, shards_of
 from trainer.step import Outcome, SlideInput
 
