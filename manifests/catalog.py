@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,12 +71,22 @@ def scan_catalog(root: Path, known: pa.Table | None = None) -> pa.Table:
         root: the manifests root.
         known: an earlier catalogue with its metadata; rows of manifests that did not change since are taken from it.
     """
-    return _scan_since(root, known)[0]
+    return rescan_catalog(root, known).replace_schema_metadata()
 
 
-def _scan_since(root: Path, known: pa.Table | None) -> tuple[pa.Table, int]:
-    """The catalogue, and how many manifests had to be read for it."""
-    changed = _list_tiles(root)
+def rescan_catalog(root: Path, known: pa.Table | None = None) -> pa.Table:
+    """As `scan_catalog`, with the metadata that makes the answer `known` to the next call."""
+    started, started_s = time.time_ns(), time.monotonic()
+    listed = _list_tiles(root)
+    # Where nothing may be written the file system's clock is told by its newest file; the listing took this long.
+    newest = min(started, max(listed.values(), default=0))
+    scanned_at = newest - round(1e9 * (time.monotonic() - started_s))
+    return _mark(_scan_since(root, listed, known)[0], max(0, scanned_at))
+
+
+def _scan_since(root: Path, listed: Mapping[str, int], known: pa.Table | None) -> tuple[pa.Table, int]:
+    """The catalogue of what is listed, and how many manifests had to be read for it."""
+    changed = dict(listed)
     kept = CATALOG_SCHEMA.empty_table()
     if known is not None and (since := _scanned_at(known)):
         keys = [tiles_key(slide_id) for slide_id in known.column("slide_id").to_pylist()]
@@ -93,10 +104,10 @@ def rebuild_catalog(root: Path) -> pa.Table:
     Any number of writers may do this at once. Where nothing changed nothing is written.
     """
     known, started = read_known(root), _file_clock(root)
-    catalog, num_read = _scan_since(root, known)
+    catalog, num_read = _scan_since(root, _list_tiles(root), known)
     if known is not None and not num_read and catalog.equals(known):
         return known
-    catalog = catalog.replace_schema_metadata({_METADATA_KEY: json.dumps({"scanned_at_ns": started})})
+    catalog = _mark(catalog, started)
     with atomic_path(root / "catalog.parquet") as partial:
         pq.write_table(catalog, partial, compression="zstd")
     for folder in ("tiles", "masks"):
@@ -129,6 +140,10 @@ def _file_clock(root: Path) -> int:
     """Now, ns, by the clock of the file system under `root`: the one that the manifests' times are by."""
     with tempfile.NamedTemporaryFile(dir=root, prefix=".clock.", suffix=".tmp") as probe:
         return os.fstat(probe.fileno()).st_mtime_ns
+
+
+def _mark(catalog: pa.Table, scanned_at_ns: int) -> pa.Table:
+    return catalog.replace_schema_metadata({_METADATA_KEY: json.dumps({"scanned_at_ns": scanned_at_ns})})
 
 
 def _scanned_at(catalog: pa.Table) -> int:

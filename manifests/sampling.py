@@ -22,7 +22,7 @@ def sample_tiles(n: int, *, k: int, seed: int, epoch: int, slide_id: str) -> NDA
 
     Draw i is position i mod n of a pseudo-random permutation of the rows, number i // n. So k <= n draws distinct
     rows, k > n repeats rows (with replacement, as evenly as possible: counts differ by at most one), and the draws of
-    a smaller k are the first draws of a larger one. Time and memory are O(k), whatever n is.
+    a smaller k are the first draws of a larger one. Time and memory are O(k + sqrt(n)).
 
     Args:
         n: tiles of the slide.
@@ -44,9 +44,14 @@ def sample_tiles(n: int, *, k: int, seed: int, epoch: int, slide_id: str) -> NDA
         raise ManifestError(f"slide {slide_id}: no tiles to sample from")
     if k < 1:
         raise ManifestError(f"slide {slide_id}: k is {k}, expected at least 1")
-    cycle, position = np.divmod(np.arange(k), n)
-    keys = np.stack([_round_keys(seed, epoch, slide_id, c) for c in range(cycle[-1] + 1)])
-    return np.sort(_permute(position.astype(np.uint64), n, keys[cycle])).astype(np.int64)
+    # A whole permutation draws every row once, whatever its keys are: only one that is cut short is worked out.
+    num_whole, rest = divmod(k, n)
+    drawn = _permute(np.arange(rest), n, _round_keys(seed, epoch, slide_id, num_whole))
+    if not num_whole:
+        return _sort(drawn, n)
+    counts = np.full(n, num_whole)
+    counts[drawn] += 1
+    return np.repeat(np.arange(n), counts)
 
 
 def shard(rows: NDArray[np.int64], *, part: int, num_parts: int) -> NDArray[np.int64]:
@@ -74,21 +79,40 @@ def _round_keys(seed: int, epoch: int, slide_id: str, cycle: int) -> NDArray[np.
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8 * _NUM_ROUNDS).digest(), dtype="<u8")
 
 
-def _permute(values: NDArray[np.uint64], n: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Image of `values` (k,), all < n, under permutations of [0, n), each with its own round keys (k, 8)."""
+def _permute(values: NDArray[np.int64], n: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Image of `values` (k,), all < n, under the permutation of [0, n) with round keys (8,)."""
     half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
-    out = _feistel(values, half_bits, keys)
-    while (outside := out >= n).any():  # The domain 4^half_bits is at most 4n: fewer than 4 walks on average.
-        out[outside] = _feistel(out[outside], half_bits, keys[outside])
+    tables = _round_tables(keys, half_bits)
+    out = _feistel(values, half_bits, tables)
+    outside = np.flatnonzero(out >= n)
+    while len(outside):  # The domain 4^half_bits is at most 4n: fewer than 4 walks on average.
+        walked = _feistel(out[outside], half_bits, tables)
+        out[outside] = walked
+        outside = outside[walked >= n]
     return out
 
 
-def _feistel(values: NDArray[np.uint64], half_bits: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = values >> shift, values & mask
-    for key in keys.T:
-        left, right = right, left ^ (_mix(right + key) & mask)
-    return (left << shift) | right
+def _round_tables(keys: NDArray[np.uint64], half_bits: int) -> NDArray[np.int64]:
+    """What each round makes of each half (8, 2^half_bits).
+
+    A half has at most sqrt(4 n) values: looking its round function up costs a tenth of computing it k times over.
+    """
+    halves = np.arange(1 << half_bits, dtype=np.uint64)
+    return (_mix(halves + keys[:, None]) & np.uint64((1 << half_bits) - 1)).astype(np.int64)
+
+
+def _feistel(values: NDArray[np.int64], half_bits: int, tables: NDArray[np.int64]) -> NDArray[np.int64]:
+    left, right = values >> half_bits, values & ((1 << half_bits) - 1)
+    for table in tables:
+        left ^= table.take(right)
+        left, right = right, left
+    return (left << half_bits) | right
+
+
+def _sort(rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Ascending; numpy sorts 16-bit numbers by their digits, seven times as fast."""
+    narrow = np.uint16 if n <= 1 << 16 else np.int64
+    return np.sort(rows.astype(narrow), kind="stable").astype(np.int64)
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -1,28 +1,35 @@
 """`create_app(settings)`: HTTP around a `TileIndex`. Routes check limits, ask the index, choose an encoder; no more.
 
-Routes are plain functions: the framework runs them in threads, so that one large answer does not hold up the probes.
+Routes run in the event loop: what they find in memory is answered in less time than a thread takes to wake up. A
+manifest that must be read, and an answer that takes long to make, go to the index's threads (`services.answers`).
 """
 
-import base64
-import hashlib
-import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
-from fastapi import APIRouter, FastAPI, Query, Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 
+from services import openapi
+from services.answers import Answers, choose, make_links
+from services.asked import note_slide
 from services.errors import BadQueryError
-from services.gate import Gate, RequestCounts
-from services.index import TileIndex, TileRows
-from services.parameters import FormatQuery, SampleQuery, SlidesQuery, TilesQuery
+from services.front import Front
+from services.gate import Gate
+from services.index import HashedManifest, TileIndex, TileRows
+from services.metrics import Metrics
+from services.own import own_routes
+from services.parameters import RecordQuery, SampleQuery, SlidesQuery, TilesQuery, describe_parameters, read_query
 from services.problems import install_problems
-from services.queries import BBox, Draw, find_slides, summarise
+from services.queries import BBox, Draw, check_draw, summarise
 from services.render import (
-    MEDIA_TYPES,
     Format,
-    choose_format,
+    Links,
     slide_json,
     slides_arrow,
     slides_json,
@@ -35,102 +42,195 @@ from services.settings import Settings
 
 _SLIDES_PER_PAGE = 100
 _TILES_PER_ANSWER = 100_000
-_TILE_ENCODERS: dict[Format, Callable[[TileRows], bytes]] = {
+_ROWS_AT_ONCE: dict[Format, int] = {"json": 10_000, "arrow": 100_000, "geojson": 1_000}
+"""Rows that are encoded in the event loop, in about 1 ms; more go to a thread."""
+_DRAWS_AT_ONCE = 32_768
+_TILE_ENCODERS: dict[Format, Callable[[TileRows, Links], bytes]] = {
     "json": tiles_json,
     "arrow": tiles_arrow,
     "geojson": tiles_geojson,
 }
+_TILE_FORMATS: tuple[Format, ...] = tuple(_TILE_ENCODERS)
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The service over one manifests folder.
+    """The service over one place of manifests.
 
     Raises:
-        ManifestError: the folder holds no manifests.
-        ServiceError: the token file cannot be used.
+        ManifestError: there are no manifests.
+        ServiceError: the token file or the labels cannot be used.
     """
-    index = TileIndex(settings.manifests, max_cached=settings.max_cached_manifests)
-    counts = RequestCounts()
-    app = FastAPI(title="Slidegrad tile index", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.counts = counts
-    app.add_middleware(Gate, token=settings.read_token(), counts=counts)
+    metrics = Metrics()
+    index = TileIndex(
+        settings.manifests,
+        max_bytes=settings.max_manifests_mb * 2**20,
+        labels=settings.labels,
+        rescan_s=settings.rescan_s,
+        meter=metrics.cache("manifests"),
+    )
+    answers = Answers(settings.max_answers_mb * 2**20, metrics.cache("answers"))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        index.start()
+        yield
+        index.close()
+        answers.close()
+
+    app = FastAPI(
+        title="Slidegrad tile index",
+        version="1",
+        description=openapi.ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.state.metrics = metrics
+    gate = Gate(settings.read_token(), settings.allow_host, settings.max_header_bytes)
+    app.add_middleware(
+        Front,
+        gate=gate,
+        answers=answers,
+        metrics=metrics,
+        root_path=settings.root_path,
+        max_requests=settings.max_requests,
+        request_s=settings.request_s,
+    )
+    if settings.cors:  # Outermost: a refusal must be readable by the page, too, and a preflight carries no token.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors,
+            allow_methods=["GET", "HEAD"],
+            allow_headers=["Authorization", "If-None-Match"],
+            expose_headers=["ETag", "Link", "X-Request-Id", "Retry-After"],
+        )
     install_problems(app)
-    app.include_router(_slide_routes(index, settings))
-    app.include_router(_own_routes(index, counts))
+    app.include_router(_slide_routes(index, answers, settings))
+    app.include_router(own_routes(index, metrics))
+    app.openapi = lambda: _describe(app)  # type: ignore[method-assign]  # FastAPI's way to change it
     return app
 
 
-def _slide_routes(index: TileIndex, settings: Settings) -> APIRouter:
+def _slide_routes(index: TileIndex, answers: Answers, settings: Settings) -> APIRouter:
     router = APIRouter(prefix="/v1", default_response_class=Response)
 
-    @router.get("/slides")
-    def list_slides(request: Request, query: Annotated[SlidesQuery, Query()]) -> Response:
-        """Slides by status and id, page by page."""
+    async def find(request: Request, slide_id: str) -> HashedManifest:
+        source = index.held(slide_id)
+        if source is None:
+            # Shielded: others may wait for the same manifest when this client goes away.
+            source = await asyncio.shield(asyncio.wrap_future(index.begin(slide_id)))
+        note_slide(request.scope, source.slide_id)
+        return source
+
+    @router.get(
+        "/slides",
+        responses=openapi.describe(openapi.SlideList, 400, formats=("json", "arrow")),
+        openapi_extra=describe_parameters(SlidesQuery),
+    )
+    async def list_slides(request: Request) -> Response:
+        """Finds slides, page by page."""
+        query = read_query(SlidesQuery, request)
         limit = _limit(query.limit, _SLIDES_PER_PAGE, settings.max_slides)
+        chosen = choose(request, query.format, ("json", "arrow"))
         catalog = index.catalog()
-        page = find_slides(catalog.table, status=query.status, q=query.q, limit=limit, cursor=query.cursor)
-        chosen = _choose(request, query, ("json", "arrow"))
-        return _respond(
-            request, catalog.hash, chosen, lambda: (slides_arrow if chosen == "arrow" else slides_json)(page)
+        search = query.to_search()
+        find_page = partial(catalog.search.page, search, limit=limit, cursor=query.cursor)
+        page = find_page() if catalog.search.is_quick(search) else await answers.work(find_page)
+
+        def encode() -> tuple[bytes, Links]:
+            links = make_links(request, chosen, {"cursor": page.next_cursor} if page.next_cursor else None)
+            return (slides_arrow if chosen == "arrow" else slides_json)(page, links), links
+
+        return await answers.give(request, chosen, catalog.hash, encode, is_current=lambda: index.catalog() is catalog)
+
+    @router.get(
+        "/slides/{slide_id}",
+        responses=openapi.describe(openapi.Slide, 400, 404),
+        openapi_extra=describe_parameters(RecordQuery),
+    )
+    async def get_slide(request: Request, slide_id: str) -> Response:
+        """One slide's record, its manifest's hash and the level-0 px that one tile covers."""
+        query = read_query(RecordQuery, request)
+        chosen = choose(request, query.format, ("json",))
+        source = await find(request, slide_id)
+        catalog, labels = index.catalog(), index.labels_of(source.slide_id)
+        # The labels change with the catalogue, the record with the manifest.
+        content_hash = source.hash if labels is None else f"{source.hash}-{catalog.hash}"
+        return await answers.give(
+            request,
+            chosen,
+            content_hash,
+            lambda: (slide_json(source, labels), ()),
+            is_current=lambda: index.is_current(source) and (labels is None or index.catalog() is catalog),
         )
 
-    @router.get("/slides/{slide_id}")
-    def get_slide(request: Request, slide_id: str, query: Annotated[FormatQuery, Query()]) -> Response:
-        """One slide's record, its manifest's hash and the level-0 px that one tile covers."""
-        source = index.manifest(slide_id)
-        return _respond(request, source.hash, _choose(request, query, ("json",)), lambda: slide_json(source))
-
-    @router.get("/slides/{slide_id}/tiles")
-    def get_tiles(request: Request, slide_id: str, query: Annotated[TilesQuery, Query()]) -> Response:
-        """Tiles that intersect a rectangle and hold enough tissue."""
-        limit = _limit(query.limit, _TILES_PER_ANSWER, settings.max_tiles)
+    @router.get(
+        "/slides/{slide_id}/tiles",
+        responses=openapi.describe(openapi.Tiles, 400, 404, formats=_TILE_FORMATS),
+        openapi_extra=describe_parameters(TilesQuery),
+    )
+    async def get_tiles(request: Request, slide_id: str) -> Response:
+        """Tiles that intersect a rectangle and hold enough tissue, page by page."""
+        query = read_query(TilesQuery, request)
+        chosen = choose(request, query.format, _TILE_FORMATS)
+        highest = min(settings.max_tiles, settings.max_geojson_tiles) if chosen == "geojson" else settings.max_tiles
+        limit = _limit(query.limit, _TILES_PER_ANSWER, highest)
         bbox = None if query.bbox is None else BBox.parse(query.bbox)
-        found = index.tiles(slide_id, bbox=bbox, min_tissue=query.min_tissue, limit=limit, offset=query.offset)
-        return _respond_tiles(request, query, found)
+        source = await find(request, slide_id)
 
-    @router.get("/slides/{slide_id}/sample")
-    def get_sample(request: Request, slide_id: str, query: Annotated[SampleQuery, Query()]) -> Response:
-        """The tiles of a training step, or one shard of them: row for row what the trainer draws."""
+        def encode() -> tuple[bytes, Links]:
+            found = index.tiles(source, bbox=bbox, min_tissue=query.min_tissue, limit=limit, offset=query.offset)
+            is_last = query.offset + limit >= found.num_matched
+            links = make_links(request, chosen, None if is_last else {"offset": str(query.offset + limit)})
+            return _TILE_ENCODERS[chosen](found, links), links
+
+        is_slow = min(limit, len(source.manifest)) > _ROWS_AT_ONCE[chosen]
+        return await answers.give(
+            request, chosen, source.hash, encode, is_current=lambda: index.is_current(source), is_slow=is_slow
+        )
+
+    @router.get(
+        "/slides/{slide_id}/sample",
+        responses=openapi.describe(openapi.Sample, 400, 404, 409, formats=_TILE_FORMATS),
+        openapi_extra=describe_parameters(SampleQuery),
+    )
+    async def get_sample(request: Request, slide_id: str) -> Response:
+        """The tiles of a training step, or one part of them: row for row what the trainer draws."""
+        query = read_query(SampleQuery, request)
+        chosen = choose(request, query.format, _TILE_FORMATS)
         _check_limit("k", query.k, settings.max_k)
-        num_tiles = index.manifest(slide_id).manifest.slide.num_tiles
-        if num_tiles:
-            _check_limit("k", query.k, num_tiles * settings.max_draws_per_tile)
-        return _respond_tiles(request, query, index.sample(slide_id, Draw(**query.model_dump(exclude={"format"}))))
+        if chosen == "geojson":
+            _check_limit("k", query.k, settings.max_geojson_tiles)
+        draw = Draw(k=query.k, seed=query.seed, epoch=query.epoch, part=query.part, num_parts=query.num_parts)
+        source = await find(request, slide_id)
+        check_draw(source.manifest, draw)
 
-    @router.get("/stats")
-    def get_stats(request: Request, query: Annotated[FormatQuery, Query()]) -> Response:
+        def encode() -> tuple[bytes, Links]:
+            links = make_links(request, chosen)
+            return _TILE_ENCODERS[chosen](index.sample(source, draw), links), links
+
+        # Not kept: each rank asks for its part of a step once, and memory that is written over and over stays quick.
+        return await answers.give(
+            request,
+            chosen,
+            source.hash,
+            encode,
+            is_slow=draw.k > min(_ROWS_AT_ONCE[chosen], _DRAWS_AT_ONCE),
+        )
+
+    @router.get("/stats", responses=openapi.problems(400), openapi_extra=describe_parameters(RecordQuery))
+    async def get_stats(request: Request) -> Response:
         """Counts over all slides."""
-        catalog = index.catalog()
-        chosen = _choose(request, query, ("json",))
-        return _respond(request, catalog.hash, chosen, lambda: to_json(summarise(catalog.table)))
-
-    return router
-
-
-def _own_routes(index: TileIndex, counts: RequestCounts) -> APIRouter:
-    router = APIRouter(default_response_class=Response)
-    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    page_headers = {"Content-Security-Policy": _content_policy(page), "X-Content-Type-Options": "nosniff"}
-
-    @router.get("/", include_in_schema=False)
-    def get_page() -> Response:
-        return HTMLResponse(page, headers=page_headers)
-
-    @router.get("/healthz")
-    def get_health() -> Response:
-        """The process answers."""
-        return Response(to_json({"status": "ok"}), media_type=MEDIA_TYPES["json"])
-
-    @router.get("/readyz")
-    def get_readiness() -> Response:
-        """The manifests can be read."""
-        index.catalog()
-        return Response(to_json({"status": "ready"}), media_type=MEDIA_TYPES["json"])
-
-    @router.get("/metrics")
-    def get_metrics() -> Response:
-        """Requests by route and status, in Prometheus' text format."""
-        return PlainTextResponse(counts.to_prometheus(), media_type="text/plain; version=0.0.4")
+        chosen, catalog = choose(request, read_query(RecordQuery, request).format, ("json",)), index.catalog()
+        return await answers.give(
+            request,
+            chosen,
+            catalog.hash,
+            lambda: (to_json(summarise(catalog.table)), ()),
+            is_current=lambda: index.catalog() is catalog,
+            is_slow=True,
+        )
 
     return router
 
@@ -148,33 +248,9 @@ def _check_limit(name: str, value: int, limit: int) -> None:
         raise BadQueryError(f"{name} is {value}, at most {limit} here")
 
 
-def _choose(request: Request, query: FormatQuery, offered: tuple[Format, ...]) -> Format:
-    return choose_format(query.format, ",".join(request.headers.getlist("accept")), offered)
-
-
-def _respond_tiles(request: Request, query: FormatQuery, found: TileRows) -> Response:
-    chosen = _choose(request, query, tuple(_TILE_ENCODERS))
-    return _respond(request, found.source.hash, chosen, lambda: _TILE_ENCODERS[chosen](found))
-
-
-def _respond(request: Request, content_hash: str, chosen: Format, encode: Callable[[], bytes]) -> Response:
-    """The encoded answer, or 304 without encoding where the client has it already.
-
-    `no-cache` lets clients keep answers but ask each time: a manifest may be replaced at any moment.
-    """
-    etag = f'"{content_hash}-{chosen}"'
-    headers = {"ETag": etag, "Vary": "Accept", "Cache-Control": "private, no-cache"}
-    known = [tag.strip().removeprefix("W/") for tag in ",".join(request.headers.getlist("if-none-match")).split(",")]
-    if etag in known or "*" in known:
-        return Response(status_code=304, headers=headers)
-    return Response(encode(), media_type=MEDIA_TYPES[chosen], headers=headers)
-
-
-def _content_policy(page: str) -> str:
-    """Only the page's own script and style run, and they reach only this service."""
-    own = {
-        tag: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for tag, text in re.findall(r"<(script|style)>(.*?)</\1>", page, re.DOTALL)
-    }
-    sources = f"script-src 'sha256-{own['script']}'; style-src 'sha256-{own['style']}'"
-    return f"default-src 'none'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; {sources}"
+def _describe(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, made once."""
+    if app.openapi_schema is None:
+        made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        app.openapi_schema = openapi.complete(made)
+    return app.openapi_schema

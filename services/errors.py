@@ -14,6 +14,14 @@ class BadQueryError(ServiceError):
     """A parameter out of its range."""
 
 
+class BadParametersError(BadQueryError):
+    """Parameters that are unknown, missing, or out of their range: (parameter, reason) each."""
+
+    def __init__(self, faults: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{name[:80]}: {reason}" for name, reason in faults[:5]))
+        self.faults = faults
+
+
 class UnknownSlideError(ServiceError):
     """No manifest of that name."""
 

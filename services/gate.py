@@ -1,119 +1,78 @@
-"""Who may ask, and how often was asked: the one piece of middleware.
+"""Who may ask, and what is refused before any route sees it. Pure: a request's address and headers in, a refusal out.
 
-Without a token only this machine may ask, by a loopback name: a web page that points its own host name at 127.0.0.1
-(DNS rebinding) would otherwise read every coordinate through the user's browser. With a token, every route but the
-probes and the empty page asks for it.
+Without a token only this machine may ask, by a loopback name or one given by --allow-host: a web page that points its
+own host name at 127.0.0.1 (DNS rebinding) would otherwise read every coordinate through the user's browser. With a
+token, every route but the probes and the empty page asks for it.
 """
 
 import hmac
-import ipaddress
-import threading
-import time
-from collections import Counter
+from collections.abc import Collection
+from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.asked import Asked
 from services.problems import problem
+from services.settings import is_loopback
 
 OPEN_ROUTES = frozenset({"/", "/healthz", "/readyz"})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address can only be this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
-class RequestCounts:
-    """How many requests were answered, by route and status, and how long they took."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._requests: Counter[tuple[str, int]] = Counter()
-        self._seconds: Counter[str] = Counter()
-
-    def add(self, route: str, status: int, seconds: float) -> None:
-        """Counts one request."""
-        with self._lock:
-            self._requests[route, status] += 1
-            self._seconds[route] += seconds  # type: ignore[assignment]  # typeshed's Counter counts whole things
-
-    def total(self) -> int:
-        """Requests on all routes."""
-        with self._lock:
-            return self._requests.total()
-
-    def to_prometheus(self) -> str:
-        """The counts in Prometheus' text format, version 0.0.4."""
-        with self._lock:
-            requests, seconds = sorted(self._requests.items()), sorted(self._seconds.items())
-        lines = ["# TYPE slidegrad_http_requests_total counter"]
-        lines += [f'slidegrad_http_requests_total{{route="{r}",status="{s}"}} {n}' for (r, s), n in requests]
-        lines += ["# TYPE slidegrad_http_request_seconds_total counter"]
-        lines += [f'slidegrad_http_request_seconds_total{{route="{r}"}} {s:.6f}' for r, s in seconds]
-        return "\n".join(lines) + "\n"
+_CLOSE = {"Connection": "close"}
+"""What the client still sends would be taken for its next request."""
 
 
 class Gate:
-    """ASGI middleware: lets a request in or answers it with a problem, counts it, and answers HEAD as GET.
+    """Decides over requests.
 
     Args:
-        app: what lies behind.
-        token: what `Authorization: Bearer` must carry; None lets loopback host names in.
-        counts: where requests are counted.
+        token: what `Authorization: Bearer` must carry; None asks for none.
+        allow_hosts: names that are answered beside loopback ones.
+        max_header_bytes: of address and headers together.
+        open_routes: asked without a token.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, counts: RequestCounts) -> None:
-        self._app = app
+    def __init__(
+        self,
+        token: str | None,
+        allow_hosts: Collection[str],
+        max_header_bytes: int,
+        open_routes: Collection[str] = OPEN_ROUTES,
+    ) -> None:
         self._token = None if token is None else token.encode()
-        self._counts = counts
+        self._allow_hosts = frozenset(host.lower() for host in allow_hosts)
+        self._max_header_bytes = max_header_bytes
+        self._open_routes = open_routes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started_s, status = time.perf_counter(), 500
-        inner = {**scope, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
-
-        async def send_counted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            elif scope["method"] == "HEAD":
-                message = {**message, "body": b""}
-            await send(message)
-
-        try:
-            answer = self._refusal(scope["path"], Headers(scope=scope)) or self._app
-            await answer(inner, receive, send_counted)
-        finally:
-            # Only routes of ours become a label: addresses that lead nowhere would fill the memory.
-            route = getattr(inner.get("route"), "path", "other")
-            self._counts.add(route, status, time.perf_counter() - started_s)
-
-    def _refusal(self, path: str, headers: Headers) -> Response | None:
-        if path in OPEN_ROUTES and self._token is not None:
-            return None
-        if self._token is None:
-            host = _host_name(headers.get("host", ""))
-            if is_loopback(host):
-                return None
-            detail = "this service answers on loopback names only; start it with --token-file to use another"
+    def refusal(self, asked: Asked) -> Response | None:
+        """The problem to answer with, or None for a request that may go on."""
+        if asked.num_bytes > self._max_header_bytes:
+            detail = f"address and headers are longer than {self._max_header_bytes} bytes"
+            return problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail, _CLOSE)
+        headers = asked.headers
+        if headers.get(b"content-length", b"0").strip() != b"0" or b"transfer-encoding" in headers:
+            return problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "no request here takes a body", _CLOSE)
+        if not self._is_known(asked.header(b"host")):
+            detail = "this service does not answer to that host name; start it with --allow-host, or with --token-file"
             return problem(HTTPStatus.MISDIRECTED_REQUEST, detail)
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._token):
+        if self._token is None or asked.path in self._open_routes:
+            return None
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token):
             return None
         return problem(HTTPStatus.UNAUTHORIZED, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
 
+    def _is_known(self, host: str) -> bool:
+        if self._token is not None and not self._allow_hosts:
+            return True
+        return _is_among(host, self._allow_hosts)
 
-def _host_name(header: str) -> str:
+
+@lru_cache(maxsize=256)
+def _is_among(header: str, allow_hosts: frozenset[str]) -> bool:
+    """Whether a Host header names one of these, or this machine."""
     try:
-        return urlsplit(f"//{header}").hostname or ""
+        host = urlsplit(f"//{header}").hostname or ""
     except ValueError:
-        return ""
+        return False
+    return host in allow_hosts or is_loopback(host)

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from services.errors import (
+    BadParametersError,
     BadQueryError,
     NothingToSampleError,
     ServiceError,
@@ -31,34 +32,33 @@ STATUS: dict[type[ServiceError], HTTPStatus] = {
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
     """One problem document; `more` are its extension members."""
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": int(status), "detail": detail, **more}
-    headers = {"Cache-Control": "no-store", **(headers or {})}
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **(headers or {})}
     return Response(to_json(body), int(status), headers, media_type="application/problem+json")
 
 
 def install_problems(app: FastAPI) -> None:
-    """Makes every error of `app` a problem document, those of the framework and our own faults included."""
+    """Makes every error of `app` a problem document, the framework's too; faults of ours are `services.front`'s."""
     app.add_exception_handler(ServiceError, _of_ours)
-    app.add_exception_handler(RequestValidationError, _of_parameters)
+    app.add_exception_handler(RequestValidationError, _of_validation)
     app.add_exception_handler(HTTPException, _of_framework)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 def _of_ours(_: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return problem(STATUS.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR), str(error))
+    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), HTTPStatus.INTERNAL_SERVER_ERROR)
+    if not isinstance(error, BadParametersError):
+        return problem(status, str(error))
+    faults = [{"parameter": name[:80], "reason": reason} for name, reason in error.faults[:20]]
+    return problem(status, str(error), errors=faults)
 
 
-def _of_parameters(_: Request, error: Exception) -> Response:
+def _of_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = [{"parameter": str(fault["loc"][-1]), "reason": str(fault["msg"])} for fault in error.errors()]
-    detail = "; ".join(f"{fault['parameter'][:80]}: {fault['reason']}" for fault in faults[:5])
-    return problem(HTTPStatus.BAD_REQUEST, detail, errors=faults[:20])
+    # ("query", "k"), or of one of several values ("query", "label", 0).
+    faults = [(str([*fault["loc"], ""][1]), str(fault["msg"])) for fault in error.errors()]
+    return _of_ours(request, BadParametersError(faults))
 
 
 def _of_framework(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return problem(error.status_code, str(error.detail), error.headers)
-
-
-def _unexpected(_: Request, __: Exception) -> Response:
-    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected error; the service's log has it")

@@ -1,22 +1,23 @@
-"""What can be asked of a catalogue and of a manifest, as pure functions over tables and arrays.
+"""What can be asked of a manifest, as pure functions over arrays; finding slides is in `services.search`.
 
 Knows no file and no HTTP. All coordinates are level-0 px; tile extents come from the manifest: no geometry here.
 """
 
-import unicodedata
+import re
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from manifests import Manifest, sample_tiles, shard
+from manifests import Manifest, sample_tiles
 from manifests.stats import summarise_catalog
 from services.errors import BadQueryError, NothingToSampleError
 
 _MAX_L0 = 2**31 - 1
+BBOX = re.compile(r"-?[0-9]{1,10}(,-?[0-9]{1,10}){3}")
+"""`int` alone would read 1_000, blanks, and digits of other scripts too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,9 @@ class BBox:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Reads `x0,y0,x1,y1`; raises BadQueryError for anything else and for empty rectangles."""
-        try:
-            x0, y0, x1, y1 = (int(part) for part in text.split(","))
-        except ValueError:
-            raise BadQueryError(
-                f"bbox is {text[:80]!r}, expected four whole numbers x0,y0,x1,y1 in level-0 px"
-            ) from None
+        if not BBOX.fullmatch(text):
+            raise BadQueryError(f"bbox is {text[:80]!r}, expected four whole numbers x0,y0,x1,y1 in level-0 px")
+        x0, y0, x1, y1 = map(int, text.split(","))
         if not (-_MAX_L0 <= x0 < x1 <= _MAX_L0 and -_MAX_L0 <= y0 < y1 <= _MAX_L0):
             raise BadQueryError(f"bbox is {text[:80]!r}, expected x0 < x1 and y0 < y1, all within 2^31")
         return cls(x0=x0, y0=y0, x1=x1, y1=y1)
@@ -53,41 +51,6 @@ class Draw:
     num_parts: int
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SlidePage:
-    """One page of the slide list."""
-
-    slides: pa.Table
-    num_matched: int
-    """Slides that match, on all pages."""
-    next_cursor: str | None
-    """What to ask for the next page with; None at the end."""
-
-
-def find_slides(catalog: pa.Table, *, status: str | None, q: str, limit: int, cursor: str | None) -> SlidePage:
-    """Filters and pages the catalogue, which is sorted by slide_id.
-
-    The cursor is the last slide id of the page before: slides that appear in between neither repeat nor hide others.
-
-    Args:
-        catalog: a table in `manifests.schema.CATALOG_SCHEMA`.
-        status: only slides of this status.
-        q: only slides whose id holds this text, whatever its case.
-        limit: slides per page.
-        cursor: `next_cursor` of the page before.
-    """
-    matched = catalog
-    if status is not None:
-        matched = matched.filter(pc.equal(matched["status"], status))
-    if q:
-        text = unicodedata.normalize("NFC", q)
-        matched = matched.filter(pc.match_substring(matched["slide_id"], text, ignore_case=True))
-    rest = matched if cursor is None else matched.filter(pc.greater(matched["slide_id"], cursor))
-    page = rest.slice(0, limit)
-    next_cursor = page["slide_id"][-1].as_py() if len(rest) > len(page) else None
-    return SlidePage(slides=page, num_matched=len(matched), next_cursor=next_cursor)
-
-
 def find_tiles(manifest: Manifest, *, bbox: BBox | None, min_tissue: float) -> NDArray[np.int64]:
     """Rows, ascending, of the tiles that intersect `bbox` and hold at least `min_tissue` (a share, 0 to 1)."""
     keep = manifest.tissue >= min_tissue
@@ -99,8 +62,8 @@ def find_tiles(manifest: Manifest, *, bbox: BBox | None, min_tissue: float) -> N
     return np.flatnonzero(keep)
 
 
-def draw_tiles(manifest: Manifest, draw: Draw) -> NDArray[np.int64]:
-    """Rows of a sample, or of one part of it: what the local functions give.
+def check_draw(manifest: Manifest, draw: Draw) -> None:
+    """Refuses what cannot be drawn.
 
     Raises:
         NothingToSampleError: a failed or empty slide.
@@ -113,8 +76,12 @@ def draw_tiles(manifest: Manifest, draw: Draw) -> NDArray[np.int64]:
         raise NothingToSampleError(f"slide {slide.slide_id} has no tissue tiles: there is nothing to sample")
     if not 0 <= draw.part < draw.num_parts:
         raise BadQueryError(f"part is {draw.part} of {draw.num_parts}, expected 0 <= part < num_parts")
-    rows = sample_tiles(len(manifest), k=draw.k, seed=draw.seed, epoch=draw.epoch, slide_id=slide.slide_id)
-    return shard(rows, part=draw.part, num_parts=draw.num_parts)
+
+
+def draw_tiles(manifest: Manifest, draw: Draw) -> NDArray[np.int64]:
+    """Rows of a whole sample: what the local function gives."""
+    slide_id = manifest.slide.slide_id
+    return sample_tiles(len(manifest), k=draw.k, seed=draw.seed, epoch=draw.epoch, slide_id=slide_id)
 
 
 def summarise(catalog: pa.Table) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from manifests.errors import Stopped
+from manifests.privacy import without_paths
 from trainer.checkpoint import chosen_checkpoint, load_newest, save_checkpoint
 from trainer.comm import Comm
 from trainer.errors import TrainerError
@@ -30,7 +31,6 @@ from trainer.loading.shards import ShardLoader, ShardReading, SlideInput
 from trainer.measures.merits import MERITS, rank_of
 from trainer.memory import peak_memory, settle_keep
 from trainer.model import build_engine, load_weights
-from trainer.privacy import without_paths
 from trainer.ranking import rank_slides
 from trainer.regions import read_regions
 from trainer.sampler import ALL, Eligible, SlideSampler, StepPlan, count_eligible, count_rows, shards_of, steps_of

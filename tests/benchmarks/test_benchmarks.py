@@ -108,3 +108,13 @@ def test_tissue() -> None:
     config = CohortConfig(width_px=(1024, 1024), height_px=(1024, 1024), scant_every=0)
     result = load("bench_tissue").main(2, 2048, 1, config)
     assert result["overlap"]["otsu"]["pen"]["min"] > 0.9
+
+
+@pytest.mark.slow
+def test_service() -> None:
+    bench = load("bench_service")
+    result = bench.main(side=12, num_slides=400, num_ranks=8, seconds=0.2, num_rounds=1)
+    assert set(result["versus"]) == {"whole slide", "sample", "box"}
+    assert result["ranks"]["manifests_read_of"] == [2, 2]
+    assert result["catalogue"]["num_tiles"] == 4_000_000
+    assert "| whole slide |" in bench.draw(result)

@@ -2,11 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,18 +17,31 @@ from fastapi.testclient import TestClient
 from manifests import Manifest, SlideRecord, read_manifest, sample_tiles, shard
 from manifests.files import tiles_path
 from services.app import create_app
-from services.gate import is_loopback
-from services.settings import Settings
+from services.logs import set_up_logging
+from services.settings import Settings, is_loopback
 
 ARROW = "application/vnd.apache.arrow.stream"
 TOKEN = "sixteen-characters-or-more"
 
 
+LIMITS = {"max_tiles": 2000, "max_slides": 50, "max_k": 5000}
+
+
+def _client(manifests: Path, **settings: Any) -> TestClient:
+    """A client on this machine; it asks for compression only where a test does."""
+    app = create_app(Settings(manifests=manifests, **settings))
+    return TestClient(app, base_url="http://127.0.0.1", headers={"Accept-Encoding": "identity"})
+
+
+@pytest.fixture(scope="module")
+def client(settled: Path) -> TestClient:
+    return _client(settled, **LIMITS)
+
+
 @pytest.fixture
-def client(cohort: Path) -> Iterator[TestClient]:
-    settings = Settings(manifests=cohort, max_tiles=2000, max_slides=50, max_k=5000, max_draws_per_tile=100)
-    with TestClient(create_app(settings), base_url="http://127.0.0.1") as opened:
-        yield opened
+def own(cohort: Path) -> TestClient:
+    """Over a cohort that the test may change."""
+    return _client(cohort, rescan_s=0.05)
 
 
 def _table(content: bytes) -> pa.Table:
@@ -35,12 +50,48 @@ def _table(content: bytes) -> pa.Table:
 
 def test_slides_page_by_page_in_json_and_arrow(client: TestClient) -> None:
     first = client.get("/v1/slides", params={"limit": 4}).json()
-    assert (first["num_matched"], len(first["slides"]), first["next_cursor"]) == (6, 4, "c_empty")
-    rest = _table(client.get("/v1/slides", params={"cursor": "c_empty", "format": "arrow"}).content)
+    assert (first["numberMatched"], first["numberReturned"], len(first["slides"])) == (6, 4, 4)
+    assert [link["rel"] for link in first["links"]] == ["self", "next"]
+    answer = client.get(first["links"][1]["href"], headers={"Accept": ARROW})
+    rest = _table(answer.content)
     assert rest["slide_id"].to_pylist() == ["d_failed", "ö #5%"]
-    assert json.loads(rest.schema.metadata[b"slidegrad"])["next_cursor"] is None
+    paging = json.loads(rest.schema.metadata[b"slidegrad"])
+    assert (paging["numberMatched"], paging["numberReturned"]) == (6, 2)
+    assert [(link["rel"], link["type"]) for link in paging["links"]] == [("self", ARROW)]
+    assert answer.headers["link"] == f'<{paging["links"][0]["href"]}>; rel="self"; type="{ARROW}"'
     failed = client.get("/v1/slides?status=failed&q=FAIL").json()["slides"]
     assert [slide["slide_id"] for slide in failed] == ["d_failed"]
+
+
+def test_the_links_lead_through_all_pages_as_arrow_too(client: TestClient) -> None:
+    for start, expected in (
+        ("/v1/slides?limit=2&sort=-num_tiles&q=_&format=arrow", ["B_3", "a_1", "a_2", "c_empty", "d_failed"]),
+        ("/v1/slides/B_3/tiles?limit=500&min_tissue=0.5&format=arrow", list(range(600, 1200))),
+    ):
+        seen: list[Any] = []
+        href: str | None = start
+        while href:
+            answer = client.get(href)
+            seen += _table(answer.content).column(0).to_pylist()
+            links = _links(answer)
+            assert links["self"] == href
+            href = links.get("next")
+        assert seen == expected
+
+
+def _links(answer: httpx2.Response) -> dict[str, str]:
+    """`rel` to address, as clients read the header."""
+    return {rel: link["url"] for rel, link in answer.links.items() if rel}
+
+
+def test_links_begin_with_the_proxys_path_whether_it_takes_it_away_or_not(cohort: Path) -> None:
+    client = _client(cohort, root_path="/tiles")
+    for prefix in ("", "/tiles"):
+        links = client.get(prefix + "/v1/slides?limit=1").json()["links"]
+        assert [link["href"].partition("?")[0] for link in links] == ["/tiles/v1/slides"] * 2
+        assert client.get(prefix + "/healthz").status_code == 200
+    assert client.get(client.get("/v1/slides?limit=1").json()["links"][1]["href"]).json()["slides"]
+    assert 'route="/v1/slides",status="200"' in client.get("/metrics").text
 
 
 def test_one_slide(client: TestClient) -> None:
@@ -63,10 +114,17 @@ def test_all_tiles_over_arrow_make_the_manifest_again(client: TestClient, cohort
 def test_tiles_are_the_same_in_every_format(client: TestClient) -> None:
     address = "/v1/slides/B_3/tiles?bbox=500,500,3000,2000&min_tissue=0.1&offset=2&limit=9"
     body = client.get(address).json()
-    assert (len(body["columns"]["row"]), body["offset"], body["next_offset"]) == (9, 2, 11)
+    assert (body["numberReturned"], body["offset"], body["limit"]) == (9, 2, 9)
+    assert "offset=11" in body["links"][1]["href"]
     table = _table(client.get(address, headers={"Accept": ARROW}).content)
-    assert table.to_pydict() == body["columns"]  # float32 as JSON is exact.
-    features = client.get(address + "&format=geojson").json()["features"]
+    columns = pa.table(
+        {name: pa.array(body["columns"][name], table.schema.field(name).type) for name in table.schema.names}
+    )
+    assert columns.equals(table)  # float32 as JSON is exact.
+    collection = client.get(address + "&format=geojson").json()
+    assert (collection["numberMatched"], collection["numberReturned"]) == (body["numberMatched"], 9)
+    assert collection["slidegrad"]["manifest_hash"] == body["manifest_hash"]
+    features = collection["features"]
     assert [f["properties"]["row"] for f in features] == body["columns"]["row"]
     x, y = body["columns"]["x_l0"][0], body["columns"]["y_l0"][0]
     ring = [[x, y], [x + 448, y], [x + 448, y + 448], [x, y + 448], [x, y]]
@@ -113,7 +171,7 @@ def test_samples_are_those_of_the_local_functions_and_name_their_manifest(client
 def test_the_accept_header_chooses(client: TestClient, accept: str, expected: str) -> None:
     answer = client.get("/v1/slides/a_1/tiles", headers={"Accept": accept})
     assert expected in answer.headers["content-type"]
-    assert answer.headers["vary"] == "Accept"
+    assert answer.headers["vary"] == "Accept, Accept-Encoding"
 
 
 @pytest.mark.parametrize(
@@ -130,14 +188,97 @@ def test_what_the_client_has_is_not_sent_again(client: TestClient, path: str) ->
 
 
 def test_formats_have_their_own_etag_and_a_new_manifest_a_new_one(
-    client: TestClient, write_slide: Callable[..., Manifest]
+    own: TestClient, write_slide: Callable[..., Manifest]
 ) -> None:
     path = "/v1/slides/a_1/tiles"
-    etags = [client.get(path, params={"format": name}).headers["etag"] for name in ("json", "arrow", "geojson")]
+    etags = [own.get(path, params={"format": name}).headers["etag"] for name in ("json", "arrow", "geojson")]
     assert len(set(etags)) == 3
     write_slide("a_1", 3, 1)
-    fresh = client.get(path, headers={"If-None-Match": etags[0]})
-    assert (fresh.status_code, fresh.json()["num_matched"]) == (200, 3)
+    fresh = own.get(path, headers={"If-None-Match": etags[0]})
+    assert (fresh.status_code, fresh.json()["numberMatched"]) == (200, 3)
+
+
+def test_an_answer_that_is_kept_is_given_only_while_it_is_current(
+    own: TestClient, cohort: Path, write_slide: Callable[..., Manifest]
+) -> None:
+    for path in ("/v1/slides/a_1/tiles", "/v1/slides/a_1/sample?k=9", "/v1/slides/a_1"):
+        write_slide("a_1", 10, 8)
+        before = own.get(path)
+        again = own.get(path)
+        assert (again.content, again.headers["etag"]) == (before.content, before.headers["etag"])
+        write_slide("a_1", 3, 1)
+        after = own.get(path)
+        assert after.json()["manifest_hash"] != before.json()["manifest_hash"]
+        tiles_path(cohort, "a_1").unlink()
+        assert own.get(path).status_code == 404
+    assert own.get("/v1/slides?q=a_1").json()["numberMatched"] == 1
+    with own:  # Starts what brings the list up to date.
+        deadline = time.monotonic() + 30
+        while own.get("/v1/slides?q=a_1").json()["numberMatched"] and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert own.get("/v1/slides?q=a_1").json()["numberMatched"] == 0
+    hits = 'slidegrad_cache_hits_total{cache="answers"}'
+    counted = next(line for line in own.get("/metrics").text.splitlines() if line.startswith(hits))
+    assert float(counted.rpartition(" ")[2]) >= 2
+
+
+@pytest.mark.parametrize(
+    ("accepted", "is_gzip"),
+    [
+        ("", False),
+        ("gzip", True),
+        ("br, gzip;q=0.5", True),
+        ("gzip;q=0", False),
+        ("identity", False),
+        ("identity, gzip;q=0.5", False),
+        ("*", False),
+        ("gzipped", False),
+    ],
+)
+def test_answers_are_compressed_for_those_who_ask_with_an_etag_of_their_own(
+    client: TestClient, accepted: str, is_gzip: bool
+) -> None:
+    for path in ("/v1/slides", "/v1/slides/B_3/tiles?format=arrow", "/v1/slides/B_3/sample?k=50&format=geojson"):
+        plain = client.get(path)
+        assert "content-encoding" not in plain.headers
+        answer = client.get(path, headers={"Accept-Encoding": accepted})
+        assert (answer.headers.get("content-encoding") == "gzip") is is_gzip
+        assert answer.content == plain.content  # The client unpacks it.
+        assert (answer.headers["etag"] == plain.headers["etag"]) is not is_gzip
+        headers = {"Accept-Encoding": accepted, "If-None-Match": answer.headers["etag"]}
+        again = client.get(path, headers=headers)
+        assert (again.status_code, again.headers["etag"]) == (304, answer.headers["etag"])
+
+
+def test_geojson_has_a_cap_of_its_own_and_says_so(settled: Path) -> None:
+    client = _client(settled, max_geojson_tiles=500)
+    body = client.get("/v1/slides/B_3/tiles?format=geojson").json()
+    assert (body["numberMatched"], body["numberReturned"], body["slidegrad"]["limit"]) == (1200, 500, 500)
+    rest = client.get(client.get(body["links"][1]["href"]).json()["links"][1]["href"]).json()
+    assert (rest["numberReturned"], [link["rel"] for link in rest["links"]]) == (200, ["self"])
+    for path in ("/v1/slides/B_3/tiles?limit=501", "/v1/slides/B_3/sample?k=501"):
+        assert client.get(path).status_code == 200
+        assert "is 501, at most 500 here" in client.get(path + "&format=geojson").json()["detail"]
+
+
+def test_slides_carry_their_labels_where_there_are_some(cohort: Path, tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("slide_id,label,patient_id\nB_3,tumour,p1\na_1,,p2\n")
+    client = _client(cohort, labels=file)
+    found = client.get("/v1/slides?label=label:tumour").json()
+    assert [(slide["slide_id"], slide["labels"]) for slide in found["slides"]] == [("B_3", {"label": "tumour"})]
+    assert client.get("/v1/slides/B_3").json()["labels"] == {"label": "tumour"}
+    assert client.get("/v1/slides/a_1").json()["labels"] == {}
+    table = _table(client.get("/v1/slides?prefix=a_1&format=arrow").content)
+    assert table["labels"].to_pylist() == [{"label": None}]
+    assert client.get("/v1/slides?label=label:tumour&label=label:other").json()["numberMatched"] == 0
+    assert "there are: label" in client.get("/v1/slides?label=patient_id:p1").json()["detail"]
+    assert "p1" not in client.get("/v1/slides").text
+
+
+def test_without_labels_none_are_told(client: TestClient) -> None:
+    assert "labels" not in client.get("/v1/slides").json()["slides"][0]
+    assert "there are: none" in client.get("/v1/slides?label=a:b").json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -153,16 +294,36 @@ def test_formats_have_their_own_etag_and_a_new_manifest_a_new_one(
         ("/v1/slides/a_1/sample?k=0", 400, "k: "),
         ("/v1/slides/a_1/sample?k=x", 400, "k: "),
         ("/v1/slides/a_1/sample?k=5001", 400, "k is 5001, at most 5000"),
-        ("/v1/slides/a_2/sample?k=101", 400, "k is 101, at most 100"),
         ("/v1/slides/a_1/sample?k=5&part=3&num_parts=3", 400, "part is 3 of 3"),
         ("/v1/slides/a_1/sample?k=5&epoch=-1", 400, "epoch: "),
-        ("/v1/slides/a_1/tiles?bbox=1,2,3", 400, "bbox is '1,2,3'"),
+        ("/v1/slides/a_1/tiles?bbox=1,2,3", 400, "bbox: "),
         ("/v1/slides/a_1/tiles?min_tissue=1.5", 400, "min_tissue: "),
         ("/v1/slides/a_1/tiles?min_tissue=nan", 400, "min_tissue: "),
         ("/v1/slides/a_1/tiles?min_tisue=0.5", 400, "min_tisue: Extra inputs"),
         ("/v1/slides/a_1/tiles?limit=2001", 400, "limit is 2001, at most 2000"),
         ("/v1/slides/a_1/tiles?offset=-1", 400, "offset: "),
-        ("/v1/slides/a_1?format=arrow", 400, "format is 'arrow'"),
+        ("/v1/slides/a_1?format=arrow", 400, "format: "),
+        ("/v1/slides?format=geojson", 400, "format: "),
+        ("/v1/slides/a_1/tiles?bbox=nan,0,1,1", 400, "bbox: "),
+        ("/v1/slides/a_1/tiles?bbox=inf,0,1,1", 400, "bbox: "),
+        ("/v1/slides/a_1/tiles?bbox=1_0,0,1,1", 400, "bbox: "),
+        ("/v1/slides/a_1/tiles?bbox=%D9%A1,0,1,1", 400, "bbox: "),
+        ("/v1/slides/a_1/tiles?bbox=0,0,9999999999,1", 400, "all within 2^31"),
+        ("/v1/slides/a_1/tiles?bbox=5,0,5,1", 400, "expected x0 < x1"),
+        ("/v1/slides/a_1/tiles?limit=" + "9" * 400, 400, "limit: "),
+        ("/v1/slides/a_1/tiles?offset=" + "9" * 5000, 400, "offset: "),
+        ("/v1/slides/a_1/sample?k=1&seed=" + "9" * 30, 400, "seed: "),
+        ("/v1/slides/a_1/sample?k=" + "9" * 5000, 400, "k: "),
+        ("/v1/slides/" + "x" * 9000, 404, "no slide"),
+        ("/v1/slides/" + "%C3%A4" * 2000, 404, "no slide"),
+        ("/v1/slides/%ED%A0%80", 404, "no slide"),
+        ("/v1/slides/%00", 404, "no slide"),
+        ("/v1/slides/..%5C..%5Cetc", 404, "no slide"),
+        ("/v1/slides/%2Fetc%2Fpasswd/tiles", 404, "Not Found"),
+        ("/v1/slides?label=label", 400, "label"),
+        ("/v1/slides?sort=error", 400, "sort: "),
+        ("/v1/slides?cursor=nonsense", 400, "begin at the first page"),
+        ("/v1/slides?" + "label=a:b&" * 21, 400, "label: "),
         ("/v1/slides?limit=51", 400, "limit is 51, at most 50"),
         ("/v1/slides?status=fine", 400, "status: "),
         ("/v1/slides?format=xml", 400, "format: "),
@@ -185,44 +346,55 @@ def test_other_methods_are_a_problem_and_head_is_get_without_a_body(client: Test
     assert head.headers["content-length"] == str(len(get.content))
 
 
-def test_nothing_that_is_served_holds_a_path(client: TestClient, cohort: Path) -> None:
+def test_no_request_takes_a_body_and_headers_have_an_end(client: TestClient) -> None:
+    for told in ({"content": b"x"}, {"content": iter([b"x", b"y"])}):
+        refused = client.request("GET", "/v1/slides", **told)  # type: ignore[arg-type]
+        assert (refused.status_code, refused.headers["connection"]) == (413, "close")
+        assert refused.json()["detail"] == "no request here takes a body"
+    for more in ({"headers": {"X-Long": "x" * 20_000}}, {"params": {"q": "x" * 20_000}}):
+        assert client.get("/v1/slides", **more).status_code == 431  # type: ignore[arg-type]
+
+
+def test_nothing_that_is_served_holds_a_path(own: TestClient, cohort: Path) -> None:
     tiles_path(cohort, "a_2").write_bytes(b"torn")
-    damaged = client.get("/v1/slides/a_2/tiles")
+    damaged = own.get("/v1/slides/a_2/tiles")
     assert (damaged.status_code, damaged.json()["title"]) == (500, "Internal Server Error")
     paths = ("/v1/slides", "/v1/slides/d_failed", "/v1/slides/d_failed/tiles", "/v1/stats", "/metrics", "/openapi.json")
-    everything = damaged.text + "".join(client.get(path).text for path in paths)
-    arrow = b"".join(client.get(path, params={"format": "arrow"}).content for path in ("/v1/slides", paths[2]))
+    everything = damaged.text + "".join(own.get(path).text for path in paths)
+    arrow = b"".join(own.get(path, params={"format": "arrow"}).content for path in ("/v1/slides", paths[2]))
     for secret in (str(cohort), "Jane", ".svs", ".parquet"):
         assert secret not in everything
         assert secret.encode() not in arrow
 
 
-def test_our_own_faults_are_told_without_a_trace(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_faults_are_told_without_a_trace(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logging(as_json=False)
+
     def fail(_: object) -> bytes:
         raise ValueError("secret /data/Jane.svs")
 
     monkeypatch.setattr("services.app.summarise", fail)
-    client = TestClient(
-        create_app(Settings(manifests=cohort)), base_url="http://localhost", raise_server_exceptions=False
-    )
+    client = _client(cohort)
     answer = client.get("/v1/stats")
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
     assert "secret" not in answer.text
+    logged = capsys.readouterr().err
+    assert "Jane" not in logged
+    assert "ValueError: secret [path]" in logged
     assert 'route="/v1/stats",status="500"' in client.get("/metrics").text
 
 
-def test_probes_and_metrics(client: TestClient, cohort: Path) -> None:
-    assert client.get("/healthz").json() == {"status": "ok"}
-    assert client.get("/readyz").json() == {"status": "ready"}
+def test_probes_and_metrics(own: TestClient, cohort: Path) -> None:
+    assert own.get("/healthz").json() == {"status": "ok"}
+    assert own.get("/readyz").json() == {"status": "ready"}
     for _ in range(3):
-        client.get("/nothing-" + "x" * 50)
-    assert 'slidegrad_http_requests_total{route="other",status="404"} 3' in client.get("/metrics").text
-    assert (
-        'route="/v1/slides/{slide_id}",status="404"} 1' in (client.get("/v1/slides/x"), client.get("/metrics"))[1].text
-    )
-    (cohort / "catalog.parquet").unlink()
+        own.get("/nothing-" + "x" * 50)
+    assert 'slidegrad_http_requests_total{route="other",status="404"} 3' in own.get("/metrics").text
+    assert 'route="/v1/slides/{slide_id}",status="404"} 1' in (own.get("/v1/slides/x"), own.get("/metrics"))[1].text
     (cohort / "tiles").rename(cohort / "gone")
-    assert (client.get("/readyz").status_code, client.get("/healthz").status_code) == (503, 200)
+    assert (own.get("/readyz").status_code, own.get("/healthz").status_code) == (503, 200)
 
 
 def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
@@ -233,10 +405,10 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
 
 
 @pytest.fixture
-def guarded(cohort: Path, tmp_path: Path) -> TestClient:
+def guarded(settled: Path, tmp_path: Path) -> TestClient:
     file = tmp_path / "token"
     file.write_text(TOKEN + "\n")
-    return TestClient(create_app(Settings(manifests=cohort, token_file=file)), base_url="http://tiles.example")
+    return TestClient(create_app(Settings(manifests=settled, token_file=file)), base_url="http://tiles.example")
 
 
 @pytest.mark.parametrize(

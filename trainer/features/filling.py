@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from manifests import SlidegradError
+from manifests.privacy import without_paths
 from trainer.encode import WaitClock
 from trainer.errors import TrainerError
 from trainer.features.key import hash_read_plan
 from trainer.features.store import FeatureStore
 from trainer.job import Job
 from trainer.loading.shards import ShardLoader, SlideInput
-from trainer.privacy import without_paths
 from trainer.sampler import ShardPlan, StepPlan
 from trainer.scoring import Tick
 from trainer.step import Engine

@@ -15,10 +15,10 @@ from typing import Self
 import torch
 
 from manifests import ManifestSource, SlidegradError
+from manifests.privacy import without_paths
 from trainer.features.key import hash_read_plan
 from trainer.features.store import FeatureStore
 from trainer.loading.shards import NO_CELLS, NO_TILES, Reads, Shard
-from trainer.privacy import without_paths
 from trainer.sampler import ShardPlan, StepPlan
 
 _AGAIN = "they are computed when the run begins again (a training with --resume)"

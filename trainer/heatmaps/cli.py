@@ -55,10 +55,10 @@ class Heatmap:
 
     def _draw(self) -> tuple[dict[str, Any], int]:
         from manifests.errors import SlidegradError
+        from manifests.privacy import without_paths
         from trainer.heatmaps.drawing import Drawer
         from trainer.heatmaps.explain import Explainer
         from trainer.prepare import open_run
-        from trainer.privacy import without_paths
         from trainer.reports.report import write_report
 
         job = open_run(self.run_folder, self.manifests)

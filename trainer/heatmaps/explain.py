@@ -18,6 +18,7 @@ from torch import Tensor
 from manifests import Manifest
 from manifests.errors import SlidegradError
 from manifests.files import read_hashed, tiles_path
+from manifests.privacy import without_paths
 from trainer.aggregators import contributions_of
 from trainer.checkpoint import chosen_checkpoint
 from trainer.cohort import Case
@@ -27,7 +28,6 @@ from trainer.heatmaps.values import Origin, SlideValues, finite, origin_of, read
 from trainer.job import Job
 from trainer.loading.quarantine import quarantined
 from trainer.model import load_alone
-from trainer.privacy import without_paths
 from trainer.sampler import draw_rows, plan_scoring, shards_of
 from trainer.step import Outcome, SlideInput
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manifests import Manifest, ManifestSource, SlidegradError
+from manifests.privacy import without_paths
 from tiler import DamageError, ReadError, Slide, TilerError, open_slide, plan_tiles, read_plan
 from trainer.loading.shards import Reads
-from trainer.privacy import without_paths
 from trainer.sampler import ShardPlan
 
 RETRY_DELAYS_S = (0.5, 2.0, 8.0)

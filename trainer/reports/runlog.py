@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
+from manifests.privacy import without_paths
 from trainer.errors import TrainerError
 from trainer.journal import read_events
 from trainer.measures.merits import PREDICTED
-from trainer.privacy import without_paths
 from trainer.targets import Task
 
 SPLITS = {"test": "test", "val": "validation", "train": "training"}

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from manifests.files import atomic_path, write_text
+from manifests.privacy import without_paths
 from trainer.journal import read_events
 from trainer.measures.merits import Merit
-from trainer.privacy import without_paths
 from trainer.sweep.grid import Point
 from trainer.sweep.states import State, find_state, read_ended, run_folder
 

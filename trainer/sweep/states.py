@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from manifests.files import write_text
-from trainer.privacy import without_paths
+from manifests.privacy import without_paths
 
 State = Literal["open", "running", "begun", "failed", "done"]
 _POINTING_UP = re.compile(r"\(above\)|message is above")

@@ -1,4 +1,4 @@
-"""What logs and reports tell of files: nothing. Names of files at hospitals often hold names of people."""
+"""What answers, logs and reports tell of files: nothing. Names of files at hospitals often hold names of people."""
 
 import re
 
