@@ -3,22 +3,18 @@
 Routes are plain functions: the framework runs them in threads, so that one large answer does not hold up the probes.
 """
 
-import base64
-import hashlib
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Query, Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
 from services.errors import BadQueryError
 from services.gate import Gate, RequestCounts
 from services.index import TileIndex, TileRows
 from services.parameters import FormatQuery, SampleQuery, SlidesQuery, TilesQuery
 from services.problems import install_problems
-from services.queries import BBox, Draw, find_slides, summarise
+from services.queries import BBox, Draw, find_slides
 from services.render import (
     MEDIA_TYPES,
     Format,
@@ -32,6 +28,9 @@ from services.render import (
     to_json,
 )
 from services.settings import Settings
+from services.site import site_routes
+from services.stats import summarise
+from services.viewing import viewing_routes
 
 _SLIDES_PER_PAGE = 100
 _TILES_PER_ANSWER = 100_000
@@ -47,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         ManifestError: the folder holds no manifests.
-        ServiceError: the token file cannot be used.
+        ServiceError: the token file or the folder of runs cannot be used.
     """
     index = TileIndex(settings.manifests, max_cached=settings.max_cached_manifests)
     counts = RequestCounts()
@@ -56,6 +55,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Gate, token=settings.read_token(), counts=counts)
     install_problems(app)
     app.include_router(_slide_routes(index, settings))
+    app.include_router(viewing_routes(index, settings))
+    app.include_router(site_routes())
     app.include_router(_own_routes(index, counts))
     return app
 
@@ -109,12 +110,6 @@ def _slide_routes(index: TileIndex, settings: Settings) -> APIRouter:
 
 def _own_routes(index: TileIndex, counts: RequestCounts) -> APIRouter:
     router = APIRouter(default_response_class=Response)
-    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    page_headers = {"Content-Security-Policy": _content_policy(page), "X-Content-Type-Options": "nosniff"}
-
-    @router.get("/", include_in_schema=False)
-    def get_page() -> Response:
-        return HTMLResponse(page, headers=page_headers)
 
     @router.get("/healthz")
     def get_health() -> Response:
@@ -168,13 +163,3 @@ def _respond(request: Request, content_hash: str, chosen: Format, encode: Callab
     if etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
     return Response(encode(), media_type=MEDIA_TYPES[chosen], headers=headers)
-
-
-def _content_policy(page: str) -> str:
-    """Only the page's own script and style run, and they reach only this service."""
-    own = {
-        tag: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for tag, text in re.findall(r"<(script|style)>(.*?)</\1>", page, re.DOTALL)
-    }
-    sources = f"script-src 'sha256-{own['script']}'; style-src 'sha256-{own['style']}'"
-    return f"default-src 'none'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; {sources}"

@@ -32,6 +32,11 @@ class Serve:
     token_file: Path | None = None
     """File with a token of at least 16 characters; requests carry it as `Authorization: Bearer TOKEN`."""
 
+    runs: Path | None = None
+    """A run's folder, or one that holds runs: what `slidegrad heatmap` left there is shown on the page."""
+    archive: Path | None = None
+    """Where the slides are mounted here, if not where they were when they were tiled; read for tiles on the page."""
+
     def run(self) -> tuple[dict[str, Any], int]:
         try:
             import uvicorn
@@ -63,7 +68,8 @@ class Serve:
         from services.settings import Settings
 
         # Only what was given: an argument that is there, None included, hides its environment variable.
-        given: dict[str, Any] = {} if self.token_file is None else {"token_file": self.token_file}
+        named = {"token_file": self.token_file, "runs": self.runs, "archive": self.archive}
+        given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
         try:
             return Settings(manifests=self.manifests, **given)
         except ValidationError as error:

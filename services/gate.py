@@ -2,7 +2,7 @@
 
 Without a token only this machine may ask, by a loopback name: a web page that points its own host name at 127.0.0.1
 (DNS rebinding) would otherwise read every coordinate through the user's browser. With a token, every route but the
-probes and the empty page asks for it.
+probes and the empty page with its scripts asks for it.
 """
 
 import hmac
@@ -18,8 +18,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.problems import problem
+from services.site import PAGE_ROUTES
 
-OPEN_ROUTES = frozenset({"/", "/healthz", "/readyz"})
+OPEN_ROUTES = frozenset({"/healthz", "/readyz"}) | PAGE_ROUTES
 
 
 def is_loopback(host: str) -> bool:

@@ -11,11 +11,19 @@ from starlette.responses import Response
 
 from services.errors import (
     BadQueryError,
+    BusyError,
     NothingToSampleError,
     ServiceError,
+    SlideFileError,
+    StaleValuesError,
+    TooSlowError,
     UnavailableError,
+    UnknownPictureError,
+    UnknownRunError,
     UnknownSlideError,
     UnreadableManifestError,
+    UnreadableMaskError,
+    UnreadableValuesError,
 )
 from services.render import to_json
 
@@ -25,7 +33,16 @@ STATUS: dict[type[ServiceError], HTTPStatus] = {
     NothingToSampleError: HTTPStatus.CONFLICT,
     UnreadableManifestError: HTTPStatus.INTERNAL_SERVER_ERROR,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    UnknownPictureError: HTTPStatus.NOT_FOUND,
+    UnreadableMaskError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    SlideFileError: HTTPStatus.CONFLICT,
+    BusyError: HTTPStatus.SERVICE_UNAVAILABLE,
+    TooSlowError: HTTPStatus.GATEWAY_TIMEOUT,
+    UnknownRunError: HTTPStatus.NOT_FOUND,
+    StaleValuesError: HTTPStatus.CONFLICT,
+    UnreadableValuesError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
+_COME_AGAIN = {"Retry-After": "1"}
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
@@ -45,7 +62,8 @@ def install_problems(app: FastAPI) -> None:
 
 def _of_ours(_: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return problem(STATUS.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR), str(error))
+    headers = _COME_AGAIN if isinstance(error, BusyError) else None
+    return problem(STATUS.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR), str(error), headers)
 
 
 def _of_parameters(_: Request, error: Exception) -> Response:

@@ -5,7 +5,7 @@ Knows no file and no HTTP. All coordinates are level-0 px; tile extents come fro
 
 import unicodedata
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests import Manifest, sample_tiles, shard
-from manifests.stats import summarise_catalog
 from services.errors import BadQueryError, NothingToSampleError
 
 _MAX_L0 = 2**31 - 1
@@ -115,18 +114,3 @@ def draw_tiles(manifest: Manifest, draw: Draw) -> NDArray[np.int64]:
         raise BadQueryError(f"part is {draw.part} of {draw.num_parts}, expected 0 <= part < num_parts")
     rows = sample_tiles(len(manifest), k=draw.k, seed=draw.seed, epoch=draw.epoch, slide_id=slide.slide_id)
     return shard(rows, part=draw.part, num_parts=draw.num_parts)
-
-
-def summarise(catalog: pa.Table) -> dict[str, Any]:
-    """Counts over the whole catalogue; tiles per slide over the slides that are ok."""
-    stats = summarise_catalog(catalog)
-    spread = stats.tiles_per_slide
-    return {
-        "num_slides": stats.num_slides,
-        "status": {name: count.slides for name, count in stats.status.items()},
-        "num_tiles": stats.num_tiles,
-        "num_bad_tiles": stats.num_bad_tiles,
-        "tiles_per_slide": {"p50": spread.median, "p95": spread.p95, "p99": spread.p99, "max": spread.max},
-        "tile_mpp": list(stats.tile_mpp),
-        "tile_px": list(stats.tile_px),
-    }

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.errors import ServiceError
@@ -19,6 +19,18 @@ class Settings(BaseSettings):
     """The manifests folder."""
     token_file: Path | None = None
     """A file with the token that every request must carry."""
+    runs: Path | None = None
+    """A run's folder, or one that holds runs: their heatmaps are shown on the page."""
+    archive: Path | None = None
+    """Where the slides are mounted here, if not where they were when they were tiled."""
+    decode_processes: PositiveInt = 2
+    """Processes that read thumbnails and tiles."""
+    decode_time_s: PositiveFloat = 20
+    """What one picture may take."""
+    decode_memory_gb: PositiveFloat = 2
+    """Resident memory that one of these processes may take."""
+    picture_cache_mb: PositiveInt = 64
+    """Thumbnails and areas kept in memory, as JPEG and PNG."""
     max_cached_manifests: PositiveInt = 64
     """Manifests kept in memory; 45,056 tiles take 0.5 MB."""
     max_slides: PositiveInt = 1_000

@@ -17,7 +17,8 @@ from manifests.files import tiles_path
 from services.errors import BadQueryError, NothingToSampleError, UnavailableError, UnknownSlideError
 from services.errors import UnreadableManifestError as Unreadable
 from services.index import TileIndex, without_paths
-from services.queries import BBox, Draw, draw_tiles, find_slides, find_tiles, summarise
+from services.queries import BBox, Draw, draw_tiles, find_slides, find_tiles
+from services.stats import summarise
 
 WriteSlide = Callable[..., Manifest]
 ONE_DRAW = Draw(k=1, seed=0, epoch=0, part=0, num_parts=1)

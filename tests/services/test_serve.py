@@ -98,6 +98,8 @@ def test_refuses_in_one_sentence(cohort: Path, tmp_path: Path) -> None:
     assert "no manifests here" in _refusal(str(tmp_path / "nothing"))
     assert "the token has 3 characters" in _refusal(folder, "--host", "0.0.0.0", "--token-file", str(short))
     assert "No such file" in _refusal(folder, "--token-file", str(tmp_path / "none"))
+    assert "--runs " in (refusal := _refusal(folder, "--runs", str(short)))
+    assert "no folder; give a run's folder" in refusal
     assert "SLIDEGRAD_MAX_K: " in _refusal(folder, SLIDEGRAD_MAX_K="many")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
