@@ -1,4 +1,4 @@
-# Everything is installed into .venv; nothing else on the machine is touched.
+# Everything is installed into .venv; nothing else on the machine is touched but, by root, for Chromium (see below).
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -12,6 +12,10 @@ SPREAD := -n logical --maxprocesses 8 --dist loadfile
 # With a seed of its own each demo has a folder of its own; the same command again starts the training anew.
 DEMO := out/demo-seed$(SEED)$(if $(SLIDES),-own,)
 
+# The page's tests drive a real browser; it is the one thing that comes from the system, and only where that may be.
+CHROMIUM := { test $$(id -u) = 0 && command -v apt-get && apt-get update && apt-get install -y --no-install-recommends chromium; } >/dev/null 2>&1
+NO_CHROMIUM := the tests of the page will skip: there is no Chromium, and only root may install it (apt-get install chromium)
+
 .PHONY: setup demo test quick lint bench torture clean
 
 setup: $(VENV)/ready
@@ -19,6 +23,9 @@ setup: $(VENV)/ready
 $(VENV)/ready: pyproject.toml constraints.txt
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+ifneq ($(findstring test,$(EXTRAS)),)
+	@command -v chromium chromium-browser google-chrome >/dev/null || $(CHROMIUM) || echo "$(NO_CHROMIUM)" >&2
+endif
 	@touch $@
 
 demo: setup

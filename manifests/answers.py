@@ -137,7 +137,7 @@ class ServiceClient:
             table = pa.ipc.open_stream(answer.content).read_all()
             table.validate(full=True)
             about = dict(json.loads(table.schema.metadata[_KEY]))
-            return Page(table, about, _next_query(answer, about, query))
+            return Page(table, about, _next_query(answer))
         except (pa.ArrowException, httpx.InvalidURL, OSError, LookupError, TypeError, ValueError) as error:
             raise self.damaged(path, _brief(error)) from None
 
@@ -198,7 +198,7 @@ class ServiceClient:
         return RefusedError(f"{self.where}: {detail} (HTTP {status})", status)
 
 
-def _next_query(answer: "httpx.Response", about: Mapping[str, Any], query: Query) -> Query | None:
+def _next_query(answer: "httpx.Response") -> Query | None:
     """What to ask the next page with.
 
     Of a link the query alone counts: no answer leads to another server, and a service behind a proxy does not know the
@@ -206,12 +206,8 @@ def _next_query(answer: "httpx.Response", about: Mapping[str, Any], query: Query
     """
     import httpx
 
-    if (link := answer.links.get("next")) is not None:
-        return httpx.URL(link["url"]).params
-    for name in ("cursor", "offset"):  # Of a service that has no links yet.
-        if (value := about.get(f"next_{name}")) is not None:
-            return {**query, name: value}
-    return None
+    link = answer.links.get("next")
+    return None if link is None else httpx.URL(link["url"]).params
 
 
 def _read_token() -> str:

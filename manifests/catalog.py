@@ -235,23 +235,42 @@ def read_places(root: Path) -> dict[str, Place]:
     Raises:
         ManifestError: a path list that cannot be read.
     """
-    found: dict[str, Place] = {}
-    for file in sorted((root / "paths").glob("*.parquet"), key=lambda file: file.stat().st_mtime_ns):
-        try:
-            table = pq.read_table(file, schema=_PATHS_SCHEMA)  # Columns that an older list lacks are null.
-        except PermissionError:
-            raise ManifestError(
-                f"{file}: belongs to another user, who alone may read where slides lie; work as that user, or ask for "
-                "the right to read it"
-            ) from None
-        except (OSError, pa.ArrowException) as error:
-            raise ManifestError(
-                f"{file}: path list not readable ({type(error).__name__}); delete it and tile the archive again"
-            ) from None
-        columns = [table.column(name).to_pylist() for name in _PATHS_SCHEMA.names]
-        for slide_id, archive, path, size, mtime_ns, fingerprint in zip(*columns, strict=True):
-            found[slide_id] = Place(archive, path, -1 if size is None else size, mtime_ns or -1, fingerprint or "")
-    return found
+    return {slide_id: place for file in _path_lists(root) for slide_id, place in _read_path_list(file)}
+
+
+def find_place(root: Path, slide_id: str) -> Place | None:
+    """One slide's place, as `read_places` has it; None where no list names it. Only rows that may hold it are read.
+
+    Raises:
+        ManifestError: a path list that cannot be read.
+    """
+    for file in reversed(_path_lists(root)):
+        for _, place in _read_path_list(file, slide_id):
+            return place
+    return None
+
+
+def _path_lists(root: Path) -> list[Path]:
+    return sorted((root / "paths").glob("*.parquet"), key=lambda file: file.stat().st_mtime_ns)
+
+
+def _read_path_list(file: Path, slide_id: str | None = None) -> Iterator[tuple[str, Place]]:
+    """What a path list holds, or what it holds of one slide."""
+    only = None if slide_id is None else [("slide_id", "=", slide_id)]
+    try:
+        table = pq.read_table(file, schema=_PATHS_SCHEMA, filters=only)  # Columns that an older list lacks are null.
+    except PermissionError:
+        raise ManifestError(
+            f"{file}: belongs to another user, who alone may read where slides lie; work as that user, or ask for "
+            "the right to read it"
+        ) from None
+    except (OSError, pa.ArrowException) as error:
+        raise ManifestError(
+            f"{file}: path list not readable ({type(error).__name__}); delete it and tile the archive again"
+        ) from None
+    columns = [table.column(name).to_pylist() for name in _PATHS_SCHEMA.names]
+    for found_id, archive, path, size, mtime_ns, fingerprint in zip(*columns, strict=True):
+        yield found_id, Place(archive, path, -1 if size is None else size, mtime_ns or -1, fingerprint or "")
 
 
 def read_paths(root: Path, archive: Path | None = None) -> dict[str, Path]:

@@ -26,7 +26,7 @@ from services.metrics import Metrics
 from services.own import own_routes
 from services.parameters import RecordQuery, SampleQuery, SlidesQuery, TilesQuery, describe_parameters, read_query
 from services.problems import install_problems
-from services.queries import BBox, Draw, check_draw, summarise
+from services.queries import BBox, Draw, check_draw
 from services.render import (
     Format,
     Links,
@@ -39,6 +39,9 @@ from services.render import (
     to_json,
 )
 from services.settings import Settings
+from services.site import site_routes
+from services.stats import summarise
+from services.viewing import viewing_routes
 
 _SLIDES_PER_PAGE = 100
 _TILES_PER_ANSWER = 100_000
@@ -58,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         ManifestError: there are no manifests.
-        ServiceError: the token file or the labels cannot be used.
+        ServiceError: the token file, the labels or the folder of runs cannot be used.
     """
     metrics = Metrics()
     index = TileIndex(
@@ -107,6 +110,8 @@ def create_app(settings: Settings) -> FastAPI:
         )
     install_problems(app)
     app.include_router(_slide_routes(index, answers, settings))
+    app.include_router(viewing_routes(index, settings))
+    app.include_router(site_routes())
     app.include_router(own_routes(index, metrics))
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]  # FastAPI's way to change it
     return app
@@ -219,7 +224,9 @@ def _slide_routes(index: TileIndex, answers: Answers, settings: Settings) -> API
             is_slow=draw.k > min(_ROWS_AT_ONCE[chosen], _DRAWS_AT_ONCE),
         )
 
-    @router.get("/stats", responses=openapi.problems(400), openapi_extra=describe_parameters(RecordQuery))
+    @router.get(
+        "/stats", responses=openapi.describe(openapi.Stats, 400), openapi_extra=describe_parameters(RecordQuery)
+    )
     async def get_stats(request: Request) -> Response:
         """Counts over all slides."""
         chosen, catalog = choose(request, read_query(RecordQuery, request).format, ("json",)), index.catalog()

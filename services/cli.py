@@ -16,7 +16,7 @@ from services.errors import ServiceError
 if TYPE_CHECKING:
     from services.settings import Settings
 
-_FLAGS = ("token_file", "labels", "root_path", "allow_host", "cors", "log_json")
+_FLAGS = ("token_file", "labels", "root_path", "allow_host", "cors", "log_json", "runs", "archive")
 """Fields of `services.settings.Settings` that are flags; the others are environment variables alone."""
 
 
@@ -48,6 +48,10 @@ class Serve:
     """An origin whose pages may read answers, such as https://viewer.example; may be given several times."""
     log_json: bool = False
     """A line of JSON on stderr for each request: route, status, time, slide id."""
+    runs: Path | None = None
+    """A run's folder, or one that holds runs: what `slidegrad heatmap` left there is shown on the page."""
+    archive: Path | None = None
+    """Where the slides are mounted here, if not where they were when they were tiled; read for tiles on the page."""
 
     def run(self) -> tuple[dict[str, Any], int]:
         if self.workers < 1:

@@ -36,3 +36,35 @@ class UnreadableManifestError(ServiceError):
 
 class UnavailableError(ServiceError):
     """The manifests folder cannot be read now; the log says why."""
+
+
+class UnknownPictureError(ServiceError):
+    """The slide is there but has no thumbnail, or no such tile, or nobody knows where its file lies."""
+
+
+class UnreadableMaskError(ServiceError):
+    """The slide's thumbnail and areas are damaged."""
+
+
+class SlideFileError(ServiceError):
+    """The slide's file is not the one that was tiled, or does not give its pixels."""
+
+
+class BusyError(ServiceError):
+    """Too many pictures at once."""
+
+
+class TooSlowError(ServiceError):
+    """The pixels did not come in time."""
+
+
+class UnknownRunError(ServiceError):
+    """No run of that name, or no values of that slide in it."""
+
+
+class StaleValuesError(ServiceError):
+    """A run's values belong to another manifest of the slide."""
+
+
+class UnreadableValuesError(ServiceError):
+    """A run's values of a slide are damaged."""

@@ -2,7 +2,7 @@
 
 Without a token only this machine may ask, by a loopback name or one given by --allow-host: a web page that points its
 own host name at 127.0.0.1 (DNS rebinding) would otherwise read every coordinate through the user's browser. With a
-token, every route but the probes and the empty page asks for it.
+token, every route but the probes and the empty page with its scripts asks for it.
 """
 
 import hmac
@@ -16,8 +16,9 @@ from starlette.responses import Response
 from services.asked import Asked
 from services.problems import problem
 from services.settings import is_loopback
+from services.site import PAGE_ROUTES
 
-OPEN_ROUTES = frozenset({"/", "/healthz", "/readyz"})
+OPEN_ROUTES = frozenset({"/healthz", "/readyz"}) | PAGE_ROUTES
 _CLOSE = {"Connection": "close"}
 """What the client still sends would be taken for its next request."""
 

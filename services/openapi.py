@@ -1,6 +1,7 @@
 """What the routes answer, for readers and for machines: schemas, examples, and every error. Runs in no request."""
 
 import dataclasses
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -141,6 +142,52 @@ class FeatureCollection(_Paged):
     features: list[_Feature]
 
 
+class _Failure(_Model):
+    reason: str
+    num_slides: int
+    slide_ids: list[str] = Field(description="The first of them.")
+
+
+class Stats(_Model):
+    """The archive in numbers."""
+
+    num_slides: int
+    status: dict[str, int]
+    num_tiles: int
+    num_bad_tiles: int
+    tiles_per_slide: dict[str, float]
+    histogram: dict[str, list[int]] = Field(description="`counts[i]` slides have `edges[i]` to `edges[i + 1]` tiles.")
+    rejected: dict[str, int] = Field(description="Places of the grid that hold no tile, by reason.")
+    failures: list[_Failure]
+    tile_mpp: list[float]
+    tile_px: list[int]
+
+
+class _Run(_Model):
+    run: str
+
+
+class RunList(_Model):
+    """Runs that have heatmaps."""
+
+    runs: list[_Run]
+
+
+class _ValueColumns(_Model):
+    row: list[int]
+    attention: list[float | None]
+    contribution: list[float | None]
+
+
+class RunValues(BaseModel):
+    """A run's attention and contribution of every tile of a slide, and whose they are."""
+
+    run: str
+    slide_id: str
+    manifest_hash: str
+    columns: _ValueColumns
+
+
 class State(_Model):
     """What a probe says."""
 
@@ -167,14 +214,15 @@ EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
 _REASONS = {
     400: "A parameter is unknown, or out of its range.",
     401: "A bearer token is needed.",
-    404: "No slide has this id.",
+    404: "No slide has this id, or it has no such tile, picture or run.",
     405: "Routes are asked by GET and HEAD alone.",
-    409: "The slide failed, or has no tiles: there is nothing to sample.",
+    409: "The slide has no tiles to sample, or its file or manifest is another than it was.",
     413: "No request takes a body.",
     421: "The service does not answer to this host name.",
     431: "Address and headers are too long.",
     500: "The slide's manifest is damaged, or a fault of the service; its log says more.",
-    503: "Too many requests in hand, one took too long, or the manifests cannot be read now.",
+    503: "Too many requests in hand, one took too long, or the manifests or the slide cannot be read now.",
+    504: "The slide's pixels did not come in time.",
 }
 _ALWAYS = (401, 405, 413, 421, 431, 500, 503)
 
@@ -201,6 +249,23 @@ def describe(model: type[BaseModel], *more: int, formats: tuple[str, ...] = ("js
     }
     found: Responses = {200: ok, 304: {"description": "The client has it already."}}
     return found | problems(*more)
+
+
+def picture(media_type: str, *more: int, headers: Mapping[str, str] | None = None) -> Responses:
+    """The `responses` of a route that answers a picture.
+
+    Args:
+        media_type: of the picture.
+        more: its errors beside those that any route may answer.
+        headers: what it tells beside the picture, by name.
+    """
+    said = {"ETag": "Changes with the picture.", **(headers or {})}
+    ok = {
+        "description": "The picture.",
+        "content": {media_type: {"schema": {"type": "string", "format": "binary"}}},
+        "headers": {name: {"description": about, "schema": {"type": "string"}} for name, about in said.items()},
+    }
+    return {200: ok, 304: {"description": "The client has it already."}} | problems(*more)
 
 
 def problems(*more: int) -> Responses:

@@ -12,11 +12,19 @@ from starlette.responses import Response
 from services.errors import (
     BadParametersError,
     BadQueryError,
+    BusyError,
     NothingToSampleError,
     ServiceError,
+    SlideFileError,
+    StaleValuesError,
+    TooSlowError,
     UnavailableError,
+    UnknownPictureError,
+    UnknownRunError,
     UnknownSlideError,
     UnreadableManifestError,
+    UnreadableMaskError,
+    UnreadableValuesError,
 )
 from services.render import to_json
 
@@ -26,7 +34,16 @@ STATUS: dict[type[ServiceError], HTTPStatus] = {
     NothingToSampleError: HTTPStatus.CONFLICT,
     UnreadableManifestError: HTTPStatus.INTERNAL_SERVER_ERROR,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    UnknownPictureError: HTTPStatus.NOT_FOUND,
+    UnreadableMaskError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    SlideFileError: HTTPStatus.CONFLICT,
+    BusyError: HTTPStatus.SERVICE_UNAVAILABLE,
+    TooSlowError: HTTPStatus.GATEWAY_TIMEOUT,
+    UnknownRunError: HTTPStatus.NOT_FOUND,
+    StaleValuesError: HTTPStatus.CONFLICT,
+    UnreadableValuesError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
+_COME_AGAIN = {"Retry-After": "1"}
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
@@ -47,7 +64,7 @@ def _of_ours(_: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), HTTPStatus.INTERNAL_SERVER_ERROR)
     if not isinstance(error, BadParametersError):
-        return problem(status, str(error))
+        return problem(status, str(error), _COME_AGAIN if isinstance(error, BusyError) else None)
     faults = [{"parameter": name[:80], "reason": reason} for name, reason in error.faults[:20]]
     return problem(status, str(error), errors=faults)
 

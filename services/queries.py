@@ -5,14 +5,12 @@ Knows no file and no HTTP. All coordinates are level-0 px; tile extents come fro
 
 import re
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from manifests import Manifest, sample_tiles
-from manifests.stats import summarise_catalog
 from services.errors import BadQueryError, NothingToSampleError
 
 _MAX_L0 = 2**31 - 1
@@ -82,18 +80,3 @@ def draw_tiles(manifest: Manifest, draw: Draw) -> NDArray[np.int64]:
     """Rows of a whole sample: what the local function gives."""
     slide_id = manifest.slide.slide_id
     return sample_tiles(len(manifest), k=draw.k, seed=draw.seed, epoch=draw.epoch, slide_id=slide_id)
-
-
-def summarise(catalog: pa.Table) -> dict[str, Any]:
-    """Counts over the whole catalogue; tiles per slide over the slides that are ok."""
-    stats = summarise_catalog(catalog)
-    spread = stats.tiles_per_slide
-    return {
-        "num_slides": stats.num_slides,
-        "status": {name: count.slides for name, count in stats.status.items()},
-        "num_tiles": stats.num_tiles,
-        "num_bad_tiles": stats.num_bad_tiles,
-        "tiles_per_slide": {"p50": spread.median, "p95": spread.p95, "p99": spread.p99, "max": spread.max},
-        "tile_mpp": list(stats.tile_mpp),
-        "tile_px": list(stats.tile_px),
-    }

@@ -50,6 +50,14 @@ class Limits(BaseSettings):
     """Manifests kept in memory per worker; 45,056 tiles take 0.5 MB."""
     max_answers_mb: PositiveInt = 64
     """Whole answers kept in memory per worker, as they are sent."""
+    decode_processes: PositiveInt = 2
+    """Processes per worker that read thumbnails and tiles."""
+    decode_time_s: PositiveFloat = 20
+    """What one picture may take."""
+    decode_memory_gb: PositiveFloat = 2
+    """Resident memory that one of these processes may take."""
+    picture_cache_mb: PositiveInt = 64
+    """Thumbnails and areas kept in memory per worker, as JPEG and PNG."""
 
 
 def _check_root_path(path: str) -> str:
@@ -73,6 +81,10 @@ class Settings(Limits):
     """A folder or an address, of a tree of manifests or a compacted set."""
     token_file: Path | None = None
     """A file with the token that every request must carry."""
+    runs: Path | None = None
+    """A run's folder, or one that holds runs: their heatmaps are shown on the page."""
+    archive: Path | None = None
+    """Where the slides are mounted here, if not where they were when they were tiled."""
     labels: Path | None = None
     """A labels.csv whose columns slides can be filtered by; patient_id and specimen_id are never served."""
     root_path: Annotated[str, AfterValidator(_check_root_path)] = ""

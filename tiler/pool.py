@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 from pebble import ProcessExpired, ProcessPool
@@ -27,6 +27,7 @@ from tiler.config import TilerConfig
 from tiler.errors import TilerError
 
 Work = Callable[[Task, Path, TilerConfig], Done]
+T = TypeVar("T")
 _ATTEMPTS = 2
 _SLIDES_PER_PROCESS = 200
 """Then a fresh one takes over: readers leak. Starting one takes a second or two."""
@@ -86,13 +87,13 @@ def run_in_processes(
     """
     # spawn, not fork: the readers hold threads and handles that do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPool(num_workers, max_tasks=_SLIDES_PER_PROCESS, initializer=_prepare_process, context=context)
+    pool = ProcessPool(num_workers, max_tasks=_SLIDES_PER_PROCESS, initializer=prepare_process, context=context)
     finished = False
     try:
 
         def submit(task: Task) -> Future[Done]:
             # The process watches itself; the pool's own clock ends one that cannot even do that.
-            arguments = [work, task, out, config, limits]
+            arguments = [limits, work, task, out, config]
             future: Future[Done] = pool.schedule(run_guarded, args=arguments, timeout=1.25 * limits.time_s + 1)
             return future
 
@@ -150,7 +151,7 @@ def run_on_dask(
         executor: Executor = client.get_executor(pure=False)
 
         def submit(task: Task) -> Future[Done]:
-            return executor.submit(run_guarded, work, task, out, config, limits)
+            return executor.submit(run_guarded, limits, work, task, out, config)
 
         yield from _collect(submit, tasks, out, config, limits, len(threads) * _QUEUED_PER_PROCESS, attempts=1)
 
@@ -206,12 +207,12 @@ def _why(error: BaseException, limits: Limits) -> str:
     return f"its process died again and again ({type(error).__name__}); the file is likely damaged"
 
 
-def run_guarded(work: Work, task: Task, out: Path, config: TilerConfig, limits: Limits) -> Done:
+def run_guarded(limits: Limits, work: Callable[..., T], *arguments: Any) -> T:
     """Does the work in a process that ends itself when the slide takes too long or too much memory."""
     over = threading.Event()
     threading.Thread(target=_watch, args=(over, limits), daemon=True).start()
     try:
-        return work(task, out, config)
+        return work(*arguments)
     finally:
         over.set()
 
@@ -226,6 +227,7 @@ def _watch(over: threading.Event, limits: Limits) -> None:
             os._exit(_EXIT_TIME)
 
 
-def _prepare_process(*_: Any) -> None:
+def prepare_process() -> None:
+    """What each process that reads slides does first."""
     cv2.setNumThreads(1)  # One slide, one core: the pool is what runs in parallel.
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer.

@@ -44,6 +44,8 @@ def test_the_installed_service_has_no_torch_and_no_cucim_and_answers(tmp_path: P
                 assert answer.read() == b'{"status":"ok"}'
             with urllib.request.urlopen(f"{address}/", timeout=10) as answer:  # The page came along in the wheel.
                 assert b"<table>" in answer.read()
+            with urllib.request.urlopen(f"{address}/page/main.js", timeout=10) as answer:
+                assert b"import" in answer.read()
         finally:
             process.terminate()
     assert process.returncode == 0

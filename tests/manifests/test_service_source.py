@@ -105,18 +105,9 @@ def test_a_service_answers_as_the_folder_does(serve: Serve, root: Path, pages: d
 
 def test_links_to_the_next_page_lead_to_no_other_server(serve: Serve, root: Path) -> None:
     def link(_: str, answer: Answer) -> Answer:
-        """Pages as a service behind a proxy tells them: it does not know by which name and path it is asked."""
-        found: dict[str, str] = {}
-
-        def take(table: pa.Table, about: dict[str, Any]) -> pa.Table:
-            found.update({name: about.pop(f"next_{name}") for name in ("cursor", "offset") if f"next_{name}" in about})
-            return table
-
-        body = remade(answer.body, take) if answer.status == 200 else answer.body
-        (name, value) = next(iter(found.items()), ("", None))
-        target = f"http://elsewhere.invalid/hidden/?limit={2 if name == 'cursor' else 700}&{name}={value}"
-        links = {"link": f'<{target}>; rel="next", </>; rel="self"'} if value is not None else {}
-        return Answer(answer.status, answer.headers | links, body)
+        """Links as a service behind a proxy tells them: it does not know by which name and path it is asked."""
+        told = answer.headers.get("link", "").replace("</", "<http://elsewhere.invalid/hidden/")
+        return Answer(answer.status, {**answer.headers, "link": told}, answer.body)
 
     assert_same(open_service(serve(link, max_slides=2, max_tiles=700)), root)
 

@@ -400,8 +400,21 @@ def test_probes_and_metrics(own: TestClient, cohort: Path) -> None:
 def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
-    assert not re.search(r"""https?://|src=|@import|url\(""", page.text)
-    assert page.headers["content-security-policy"].startswith("default-src 'none'; connect-src 'self';")
+    files = sorted({"/", *re.findall(r"page/[a-z]+\.[a-z]+", page.text)})
+    assert "page/main.js" in files
+    for name in files:
+        answer = client.get(name)
+        assert (answer.status_code, answer.headers["x-content-type-options"]) == (200, "nosniff")
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'; connect-src 'self';")
+        assert "'unsafe" not in answer.headers["content-security-policy"]
+        assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org/2000/svg)", answer.text)
+        known = client.get(name, headers={"If-None-Match": answer.headers["etag"]})
+        assert (known.status_code, known.content) == (304, b"")
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "..%2Fapp.py", "%2e%2e/app.py", "../app.py", "", "main.js/x"])
+def test_only_the_pages_own_files_are_served(client: TestClient, name: str) -> None:
+    assert client.get(f"/page/{name}").status_code == 404
 
 
 @pytest.fixture
@@ -412,7 +425,19 @@ def guarded(settled: Path, tmp_path: Path) -> TestClient:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/slides", "/v1/slides/a_1/tiles", "/v1/stats", "/metrics", "/openapi.json", "/nothing"]
+    "path",
+    [
+        "/v1/slides",
+        "/v1/slides/a_1/tiles",
+        "/v1/slides/a_1/thumbnail",
+        "/v1/slides/a_1/tiles/0/pixels",
+        "/v1/runs",
+        "/v1/stats",
+        "/metrics",
+        "/openapi.json",
+        "/page/nothing",
+        "/nothing",
+    ],
 )
 def test_a_token_guards_everything_but_probes_and_the_page(guarded: TestClient, path: str) -> None:
     wrong: list[dict[str, Any]] = [
@@ -424,7 +449,8 @@ def test_a_token_guards_everything_but_probes_and_the_page(guarded: TestClient, 
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
         assert answer.json()["detail"] == "a bearer token is needed"
     assert guarded.get(path, headers={"Authorization": f"bearer {TOKEN}"}).status_code in (200, 404)
-    assert [guarded.get(open_path).status_code for open_path in ("/", "/healthz", "/readyz")] == [200] * 3
+    open_paths = ("/", "/page/main.js", "/page/style.css", "/healthz", "/readyz")
+    assert [guarded.get(open_path).status_code for open_path in open_paths] == [200] * 5
 
 
 def test_without_a_token_only_loopback_names_are_answered(client: TestClient) -> None:

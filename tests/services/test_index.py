@@ -20,7 +20,8 @@ from manifests.source import open_stored
 from services.errors import BadQueryError, NothingToSampleError, UnavailableError, UnknownSlideError
 from services.errors import UnreadableManifestError as Unreadable
 from services.index import TileIndex
-from services.queries import BBox, Draw, check_draw, find_tiles, summarise
+from services.queries import BBox, Draw, check_draw, find_tiles
+from services.stats import summarise
 
 WriteSlide = Callable[..., Manifest]
 ONE_DRAW = Draw(k=1, seed=0, epoch=0, part=0, num_parts=1)

@@ -191,6 +191,7 @@ def test_refuses_in_one_sentence(settled: Path, tmp_path: Path, monkeypatch: pyt
     assert refusal(workers=0) == "--workers 0: expected at least 1"
     assert refusal(port=99_999) == "--port 99999: expected 0 to 65535"
     assert "--labels" in refusal(labels=tmp_path / "none.csv")
+    assert "no folder; give a run's folder" in refusal(runs=short)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert refusal(port=port) == f"--port {port}: in use on 127.0.0.1; give another, or 0"
