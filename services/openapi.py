@@ -260,12 +260,13 @@ def picture(media_type: str, *more: int, headers: Mapping[str, str] | None = Non
         headers: what it tells beside the picture, by name.
     """
     said = {"ETag": "Changes with the picture.", **(headers or {})}
-    ok = {
+    ok: dict[str, Any] = {
         "description": "The picture.",
         "content": {media_type: {"schema": {"type": "string", "format": "binary"}}},
         "headers": {name: {"description": about, "schema": {"type": "string"}} for name, about in said.items()},
     }
-    return {200: ok, 304: {"description": "The client has it already."}} | problems(*more)
+    found: Responses = {200: ok, 304: {"description": "The client has it already."}}
+    return found | problems(*more)
 
 
 def problems(*more: int) -> Responses:
