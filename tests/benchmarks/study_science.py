@@ -11,11 +11,8 @@ from random weights, the same for every method in a split. Three questions:
   ranks, and on an aggregator with two encoder ranks. They add up gradients in other orders; AdamW makes steps of full
   size of gradients that are nothing but rounding, so that in float32 such runs drift apart. In float64 they do not.
 
-Intervals (95 %) of differences: over splits (Nadeau and Bengio's, as splits overlap) where there are several; of the
-test slides of the one split (bootstrap, by patients) otherwise.
-
-LARGE is what the report tells of; SMALL is run by the tests. The folder is kept if --out names one; the same command
-then goes on.
+Intervals (95 %) of differences are over splits: Nadeau and Bengio's, as splits overlap. The folder is kept if --out
+names one; the same command then goes on.
 """
 
 import argparse
@@ -28,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer.journal import read_events
-from trainer.sweep.grid import END_TO_END, Point
 
 
 @dataclass(frozen=True)
@@ -58,17 +54,6 @@ LARGE = Study(
     epochs=12,
     methods=("end_to_end", "frozen_gma", "frozen_transmil", "tile_mean", "tile_max", "max_pool"),
 )
-SMALL = Study(
-    num_slides=90,
-    seed=13,
-    num_splits=1,
-    ks=(4, 16, 24, 48, 72),
-    epochs=10,
-    methods=("frozen_gma",),
-    shares=(0.1, 0.24),
-    loss_epochs=2,
-    precisions=("float64",),
-)
 
 
 def main(study: Study, root: Path) -> dict[str, Any]:
@@ -87,31 +72,13 @@ def main(study: Study, root: Path) -> dict[str, Any]:
         *of_all, "--out", root / "methods", "--k", study.ks[-1], "--method", _listed(study.methods), *flags
     )
     (trend,) = by_k["trends"]
-    if study.num_splits > 1:
-        growth = trend["test_auc"]
-        others = {line["method"]: line["test_auc"] for line in methods["differences"]}
-    else:
-        growth = over_slides(root / "by_k", root / "by_k", study.ks[-1], study.ks[0])
-        (method,) = study.methods
-        others = {method: over_slides(root / "methods", root / "by_k", study.ks[-1], study.ks[-1], method)}
     return {
         "loss_rho": trend["loss_rho"],
-        "auc_largest_less_smallest": growth,
-        "methods_less_end_to_end": others,
+        "auc_largest_less_smallest": trend["test_auc"],
+        "methods_less_end_to_end": {line["method"]: line["test_auc"] for line in methods["differences"]},
         "final_losses": final_losses(root, inputs, study, ("--optim.epochs", study.loss_epochs, *steps)),
         "tables": [by_k["table"], methods["table"]],
     }
-
-
-def over_slides(sweep: Path, other: Path, k: int, other_k: int, method: str = END_TO_END) -> dict[str, Any]:
-    """The test AUC of a sweep's run less that of another one of the same split, drawn over its test slides."""
-    run, against = (
-        folder / "runs" / Point(k=of, precision="float32", nproc=1, split="s000", method=name).name
-        for folder, of, name in ((sweep, k, method), (other, other_k, END_TO_END))
-    )
-    found = slidegrad("evaluate", run, "--scores", run / "scores.parquet", "--against", against)["against"]["slides"]
-    low, high = found["difference_ci"]
-    return {"difference": found["difference"], "low": low, "high": high, "num": found["num"]}
 
 
 def final_losses(root: Path, inputs: tuple[Any, ...], study: Study, flags: tuple[Any, ...]) -> dict[str, Any]:
