@@ -131,7 +131,7 @@ def _slide_routes(index: TileIndex, answers: Answers, settings: Settings) -> API
     @router.get(
         "/slides",
         responses=openapi.describe(openapi.SlideList, 400, formats=("json", "arrow")),
-        openapi_extra=describe_parameters(SlidesQuery),
+        openapi_extra=describe_parameters(SlidesQuery, limit=settings.max_slides),
     )
     async def list_slides(request: Request) -> Response:
         """Finds slides, page by page."""
@@ -173,7 +173,7 @@ def _slide_routes(index: TileIndex, answers: Answers, settings: Settings) -> API
     @router.get(
         "/slides/{slide_id}/tiles",
         responses=openapi.describe(openapi.Tiles, 400, 404, formats=_TILE_FORMATS),
-        openapi_extra=describe_parameters(TilesQuery),
+        openapi_extra=describe_parameters(TilesQuery, limit=settings.max_tiles),
     )
     async def get_tiles(request: Request, slide_id: str) -> Response:
         """Tiles that intersect a rectangle and hold enough tissue, page by page."""
@@ -198,7 +198,7 @@ def _slide_routes(index: TileIndex, answers: Answers, settings: Settings) -> API
     @router.get(
         "/slides/{slide_id}/sample",
         responses=openapi.describe(openapi.Sample, 400, 404, 409, formats=_TILE_FORMATS),
-        openapi_extra=describe_parameters(SampleQuery),
+        openapi_extra=describe_parameters(SampleQuery, k=settings.max_k),
     )
     async def get_sample(request: Request, slide_id: str) -> Response:
         """The tiles of a training step, or one part of them: row for row what the trainer draws."""

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -60,6 +60,8 @@ class _Paged(_Model):
 
 
 _Labels = dict[str, str]
+_Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
+"""Not a tuple, whose `prefixItems` many readers of OpenAPI cannot follow."""
 _record_fields: dict[str, Any] = {field.name: (field.type, ...) for field in dataclasses.fields(SlideRecord)}
 ListedSlide = create_model(
     "ListedSlide",
@@ -73,7 +75,7 @@ Slide = create_model(
     __base__=ListedSlide,
     __doc__="A slide's record, its manifest's hash, and the level-0 px that one tile covers.",
     manifest_hash=(str, Field(pattern="^[0-9a-f]{32}$")),
-    footprint_l0=(tuple[int, int], Field(description="Width and height.")),
+    footprint_l0=(_Pair, Field(description="Width and height.")),
 )
 
 
@@ -95,7 +97,7 @@ class Columns(_Model):
 class _TilesOfSlide(_Paged):
     slide_id: str
     manifest_hash: str = Field(pattern="^[0-9a-f]{32}$")
-    footprint_l0: tuple[int, int]
+    footprint_l0: _Pair
 
 
 class Tiles(_TilesOfSlide):
@@ -119,7 +121,7 @@ class Sample(_TilesOfSlide):
 
 class _Rectangle(_Model):
     type: Literal["Polygon"]
-    coordinates: list[list[tuple[int, int]]]
+    coordinates: list[list[_Pair]]
 
 
 class _TileProperties(_Model):

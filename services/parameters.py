@@ -113,12 +113,21 @@ def read_query(model: type[_Query], request: Request) -> _Query:
         raise BadParametersError(faults) from None
 
 
-def describe_parameters(model: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI says of them: the `openapi_extra` of a route."""
+def describe_parameters(model: type[BaseModel], **highest: int) -> dict[str, Any]:
+    """What OpenAPI says of them: the `openapi_extra` of a route; `highest` are the limits that the settings give."""
     schema = model.model_json_schema()
     required = schema.get("required", [])
     described = []
     for name, told in schema["properties"].items():
         about = {"name": name, "in": "query", "required": name in required, "description": told.pop("description")}
+        if name in highest:
+            _lower(told, highest[name])
         described.append({**about, "schema": told})
     return {"parameters": described}
+
+
+def _lower(schema: dict[str, Any], highest: int) -> None:
+    """Makes `highest` the maximum of a number, or of the number that it may be."""
+    number = next(part for part in schema.get("anyOf", [schema]) if part["type"] == "integer")
+    number.pop("exclusiveMaximum")
+    number["maximum"] = highest

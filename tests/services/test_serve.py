@@ -1,5 +1,6 @@
 """`slidegrad serve` as a process: it starts light, answers, refuses to be open by mistake, and ends when told."""
 
+import contextlib
 import json
 import os
 import signal
@@ -75,7 +76,12 @@ def test_environment_variables_set_the_limits_and_the_token_file(cohort: Path, t
 def _pids(parent: int) -> set[int]:
     """The workers of a running command: its children, but for multiprocessing's own helper."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return {int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    found = set()
+    for pid in children:
+        with contextlib.suppress(OSError):  # It ended meanwhile.
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(int(pid))
+    return found
 
 
 def _is_running(pid: int) -> bool:
