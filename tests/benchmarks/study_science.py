@@ -9,7 +9,7 @@ from random weights, the same for every method in a split. Three questions:
 - Methods at the largest K: test AUC of each less end-to-end's on the same splits.
 - Processes: the final training loss of one seed on one process with one virtual rank, on one that runs both virtual
   ranks, and on an aggregator with two encoder ranks. They add up gradients in other orders; AdamW makes steps of full
-  size of gradients that are nothing but rounding, so that in float32 such runs drift apart. In float64 they do not.
+  size of gradients that are nothing but rounding, so that in float32 such runs drift apart: hence float64 beside it.
 
 Intervals (95 %) of differences are over splits: Nadeau and Bengio's, as splits overlap. The folder is kept if --out
 names one; the same command then goes on.
