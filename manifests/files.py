@@ -108,8 +108,20 @@ def read_manifest(file: Path | str) -> Manifest:
 def read_hashed(file: Path) -> tuple[Manifest, str]:
     """One manifest, and the BLAKE2b-128 of its file's bytes, hex; raises as `read_manifest`."""
     with _guarded(file):
-        content = file.read_bytes()
-        return parse_manifest(content, str(file)).manifest, hashlib.blake2b(content, digest_size=16).hexdigest()
+        return parse_hashed(file.read_bytes(), str(file))
+
+
+def parse_hashed(content: bytes, where: str) -> tuple[Manifest, str]:
+    """One manifest from its file's bytes, and their BLAKE2b-128, hex, by which versions of it are told apart.
+
+    Args:
+        content: the bytes.
+        where: what errors call them.
+
+    Raises:
+        ManifestError: damaged, or another schema.
+    """
+    return parse_manifest(content, where).manifest, hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def read_record(file: Path | str) -> SlideRecord:

@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from manifests import Manifest
 from manifests.catalog import read_catalog, read_known, rescan_catalog
-from manifests.files import tiles_key, tiles_path
+from manifests.files import parse_hashed, tiles_key, tiles_path
 from manifests.folders import LocalFolder
-from manifests.parse import Parsed, parse_manifest, parse_table
+from manifests.parse import Parsed, parse_table
 from manifests.sets import CompactedManifests, find_row
 from manifests.source import RemoteManifests, StoredSource, is_set, local_path, open_stored
 
@@ -79,8 +79,7 @@ class TreeStore:
     def load(self, slide_id: str) -> tuple[Manifest, str]:
         file = tiles_path(self._root, slide_id)
         _refuse_outside(self._root, file)
-        content = file.read_bytes()
-        return parse_manifest(content, f"slide {slide_id}").manifest, _digest(content)
+        return parse_hashed(file.read_bytes(), f"slide {slide_id}")
 
     def catalog_stamp(self) -> Hashable:
         # A manifest gets its name by a rename, which changes its folder: 256 of them tell of half a million files.
@@ -152,7 +151,7 @@ class SourceStore:
         source = self._state.source
         if isinstance(source, RemoteManifests):
             content = source.folder.read(tiles_path(Path(), slide_id).as_posix())
-            return parse_manifest(content, f"slide {slide_id}").manifest, _digest(content)
+            return parse_hashed(content, f"slide {slide_id}")
         parsed = source.read(slide_id)
         return parsed.manifest, _digest_of(parsed)
 
@@ -204,10 +203,6 @@ def _refuse_outside(root: Path, file: Path) -> None:
 def _look(file: str | Path) -> Hashable:
     state = os.stat(file)
     return state.st_mtime_ns, state.st_size, state.st_ino
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _digest_of(parsed: Parsed) -> str:
